@@ -1,0 +1,1 @@
+//! Facts of the instruction set: kernel images, boot protocol, CPUID, registers, ACPI. Pure functions.

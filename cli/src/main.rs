@@ -1,0 +1,2 @@
+//! The `mvm` command.
+fn main() {}

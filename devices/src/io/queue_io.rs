@@ -1,0 +1,149 @@
+//! A worker's view of its virtqueues: take chains, give them back.
+//!
+//! Everything a chain says is checked here, once, before a device sees it: what a [`Chain`] holds is
+//! inside guest memory, in the order Virtio 1.2 §2.7.4.2 asks for, and finite. Runs on the I/O thread
+//! that owns the session.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestMemoryBackend;
+
+use crate::mem::{GuestMemory, GuestSlice};
+use crate::virtio::{DeviceFault, Features, QueueIndex};
+
+/// One request of the driver: buffers to read from, then buffers to write to.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    /// Index of the first descriptor: the chain's name in the used ring.
+    pub head: u16,
+    /// Device-readable buffers, in order.
+    pub readable: Vec<GuestSlice<'m>>,
+    /// Device-writable buffers, in order.
+    pub writable: Vec<GuestSlice<'m>>,
+}
+
+/// The queues of one device, for the length of one event.
+#[derive(Debug)]
+pub struct QueueIo<'m> {
+    memory: &'m GuestMemory,
+    queues: &'m mut [Queue],
+    features: Features,
+}
+
+impl<'m> QueueIo<'m> {
+    /// A view of `queues` over `memory`, for a driver that accepted `features`.
+    pub fn new(memory: &'m GuestMemory, queues: &'m mut [Queue], features: Features) -> Self {
+        Self {
+            memory,
+            queues,
+            features,
+        }
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &'m GuestMemory {
+        self.memory
+    }
+
+    /// What the driver accepted.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The next chain the driver made available in `queue`, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The ring or the chain is malformed; the device must go to NEEDS_RESET.
+    pub fn pop(&mut self, queue: QueueIndex) -> Result<Option<Chain<'m>>, DeviceFault> {
+        let ring = |source| DeviceFault::Ring { queue, source };
+        let memory = self.memory;
+        let q = self.queue(queue)?;
+        let size = q.size();
+        let Some(mut descriptors) = q.iter(memory).map_err(ring)?.next() else {
+            return Ok(None);
+        };
+        let head = descriptors.head_index();
+        let fault = |reason| DeviceFault::Chain {
+            queue,
+            head,
+            reason,
+        };
+
+        let mut chain = Chain {
+            head,
+            readable: Vec::new(),
+            writable: Vec::new(),
+        };
+        let mut count = 0u16;
+        let mut unfinished = true;
+        for descriptor in descriptors.by_ref() {
+            count += 1;
+            if count > size {
+                return Err(fault("longer than its queue"));
+            }
+            let side = if descriptor.is_write_only() {
+                &mut chain.writable
+            } else if chain.writable.is_empty() {
+                &mut chain.readable
+            } else {
+                return Err(fault(
+                    "a device-readable buffer follows a device-writable one",
+                ));
+            };
+            let len =
+                usize::try_from(descriptor.len()).map_err(|_| fault("a buffer is too long"))?;
+            if len == 0 {
+                return Err(fault("an empty buffer"));
+            }
+            // A buffer may straddle two memory regions; it is then two slices.
+            for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len) {
+                side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
+            }
+            unfinished = descriptor.has_next();
+        }
+        // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
+        // descriptor without NEXT.
+        if unfinished {
+            return Err(fault("a loop, or a link that leads out of the table"));
+        }
+        Ok(Some(chain))
+    }
+
+    /// Gives chain `head` of `queue` back to the driver, with `len` bytes written into it. Whether the
+    /// driver is interrupted is decided once, at the end of the event.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn complete(&mut self, queue: QueueIndex, head: u16, len: u32) -> Result<(), DeviceFault> {
+        let memory = self.memory;
+        self.queue(queue)?
+            .add_used(memory, head, len)
+            .map_err(|source| DeviceFault::Ring { queue, source })
+    }
+
+    /// Whether the driver has made chains available that were not popped yet.
+    ///
+    /// # Errors
+    /// The avail ring cannot be read.
+    pub fn has_more(&mut self, queue: QueueIndex) -> Result<bool, DeviceFault> {
+        let memory = self.memory;
+        let q = self.queue(queue)?;
+        let available = q
+            .avail_idx(memory, Ordering::Acquire)
+            .map_err(|source| DeviceFault::Ring { queue, source })?;
+        Ok(available.0 != q.next_avail())
+    }
+
+    fn queue(&mut self, queue: QueueIndex) -> Result<&mut Queue, DeviceFault> {
+        self.queues
+            .get_mut(usize::from(queue.0))
+            .filter(|q| q.ready())
+            .ok_or(DeviceFault::Ring {
+                queue,
+                source: QueueError::QueueNotReady,
+            })
+    }
+}

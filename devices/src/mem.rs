@@ -1,0 +1,10 @@
+//! Names for guest memory, so that a change of the backing type happens in one place.
+
+pub use vm_memory::GuestAddress;
+
+/// Guest physical memory as every device sees it: cheap to clone, all clones share the mappings.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// A run of host-mapped guest bytes. Reads and writes through it are volatile: the guest may change
+/// them at any time.
+pub type GuestSlice<'a> = vm_memory::VolatileSlice<'a, ()>;

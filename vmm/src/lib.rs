@@ -1,0 +1,3 @@
+//! A KVM micro-VM monitor as a library.
+
+pub mod config;
