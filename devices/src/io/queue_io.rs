@@ -7,9 +7,9 @@
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{Address, GuestMemoryBackend};
 
-use crate::mem::{GuestMemory, GuestSlice};
+use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::virtio::{DeviceFault, Features, QueueIndex};
 
 /// One request of the driver: buffers to read from, then buffers to write to.
@@ -21,6 +21,9 @@ pub struct Chain<'m> {
     pub readable: Vec<GuestSlice<'m>>,
     /// Device-writable buffers, in order.
     pub writable: Vec<GuestSlice<'m>>,
+    /// Where the last device-writable byte is, for devices that put a status there: an address can wait
+    /// for a completion that comes after the event, a slice cannot.
+    pub last_writable: Option<GuestAddress>,
 }
 
 /// The queues of one device, for the length of one event.
@@ -60,11 +63,20 @@ impl<'m> QueueIo<'m> {
     pub fn pop(&mut self, queue: QueueIndex) -> Result<Option<Chain<'m>>, DeviceFault> {
         let ring = |source| DeviceFault::Ring { queue, source };
         let memory = self.memory;
-        let q = self.queue(queue)?;
-        let size = q.size();
-        let Some(mut descriptors) = q.iter(memory).map_err(ring)?.next() else {
+        if !self.has_more(queue)? {
             return Ok(None);
-        };
+        }
+        let q = self.queue(queue)?;
+        // §2.7.5.3.1 limits a chain to the size of its queue. Linux, when it must settle for a smaller
+        // queue than offered, goes on making indirect chains for the size offered; they cost no more.
+        let longest = q.max_size();
+        let mut descriptors = q
+            .iter(memory)
+            .map_err(ring)?
+            .next()
+            // The entry itself cannot be read. Reporting an empty ring instead would make whoever waits
+            // for it to run empty wait for good.
+            .ok_or_else(|| ring(QueueError::InvalidAvailRingIndex))?;
         let head = descriptors.head_index();
         let fault = |reason| DeviceFault::Chain {
             queue,
@@ -76,12 +88,13 @@ impl<'m> QueueIo<'m> {
             head,
             readable: Vec::new(),
             writable: Vec::new(),
+            last_writable: None,
         };
         let mut count = 0u16;
         let mut unfinished = true;
         for descriptor in descriptors.by_ref() {
             count += 1;
-            if count > size {
+            if count > longest {
                 return Err(fault("longer than its queue"));
             }
             let side = if descriptor.is_write_only() {
@@ -101,6 +114,9 @@ impl<'m> QueueIo<'m> {
             // A buffer may straddle two memory regions; it is then two slices.
             for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len) {
                 side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
+            }
+            if descriptor.is_write_only() {
+                chain.last_writable = descriptor.addr().checked_add(u64::from(descriptor.len()) - 1);
             }
             unfinished = descriptor.has_next();
         }
