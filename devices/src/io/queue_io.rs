@@ -116,14 +116,18 @@ impl<'m> QueueIo<'m> {
                 side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
             }
             if descriptor.is_write_only() {
-                chain.last_writable = descriptor.addr().checked_add(u64::from(descriptor.len()) - 1);
+                chain.last_writable = descriptor
+                    .addr()
+                    .checked_add(u64::from(descriptor.len()) - 1);
             }
             unfinished = descriptor.has_next();
         }
         // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
         // descriptor without NEXT.
         if unfinished {
-            return Err(fault("a loop, or a link that leads out of the table"));
+            return Err(fault(
+                "a loop, a link that leads out of the table, or more than 4 GiB",
+            ));
         }
         Ok(Some(chain))
     }

@@ -15,6 +15,8 @@ use thiserror::Error;
 use crate::io::QueueIo;
 
 pub mod block;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod transport;
 
 /// The device types of Virtio 1.2 §5 that mvm knows.

@@ -1,3 +1,156 @@
-//! virtio-blk, Virtio 1.2 §5.2.
+//! virtio-blk, Virtio 1.2 §5.2: the face of the device, and the rooms behind it.
+//!
+//! [`Block`] is what the driver sees beside its queue: capacity, limits, features. At DRIVER_OK it makes
+//! a worker, which an I/O thread owns until the reset. What the data is stored on is a [`disk::Disk`];
+//! [`raw::RawDisk`] is an image file or a block device as it is.
+//!
+//! The sector size told to the driver is always 512, as images are made for that; what suits the host
+//! goes into the topology. The cache mode cannot be switched at run time (VIRTIO_BLK_F_CONFIG_WCE): a
+//! driver that wants write-through does not accept FLUSH, and gets it.
+
+use std::sync::{Arc, Mutex};
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+use self::disk::{Disk, DiskInfo, SECTOR};
+use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Rules};
+use self::worker::{SharedDisk, Worker};
+use super::{ActivateError, Features, QueueWorker, VirtioDevice, VirtioKind};
 
 pub mod disk;
+mod errors;
+mod image;
+mod iovec;
+pub mod raw;
+mod request;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use self::image::ImageError;
+
+/// [`SECTOR`] as configuration space has it.
+const BLK_SIZE: u32 = 512;
+const _: () = assert!(BLK_SIZE as u64 == SECTOR);
+/// Requests the driver can have under way.
+const QUEUE_SIZE: u16 = 256;
+/// Bytes of `struct virtio_blk_config` up to the write-zeroes limits. §5.2.4.
+const CONFIG_SIZE: usize = 60;
+
+/// A block device. Owned by its transport.
+#[derive(Debug)]
+pub struct Block {
+    /// Kept here between one worker and the next.
+    disk: SharedDisk,
+    info: DiskInfo,
+    config: [u8; CONFIG_SIZE],
+}
+
+impl Block {
+    /// A device that stands on `disk`.
+    #[must_use]
+    pub fn new(disk: Box<dyn Disk>) -> Self {
+        let info = disk.info();
+        Self {
+            disk: Arc::new(Mutex::new(disk)),
+            info,
+            config: config_space(&info),
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> VirtioKind {
+        VirtioKind::Block
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> Features {
+        let always = [
+            VIRTIO_BLK_F_SEG_MAX,
+            VIRTIO_BLK_F_BLK_SIZE,
+            VIRTIO_BLK_F_FLUSH,
+            VIRTIO_BLK_F_TOPOLOGY,
+        ];
+        let writable = !self.info.read_only;
+        let sometimes = [
+            (VIRTIO_BLK_F_RO, !writable),
+            (VIRTIO_BLK_F_DISCARD, writable && self.info.discard),
+            (VIRTIO_BLK_F_WRITE_ZEROES, writable),
+        ];
+        let offered = sometimes.into_iter().filter(|(_, offer)| *offer);
+        always.into_iter().chain(offered.map(|(bit, _)| bit)).fold(
+            Features::VERSION_1 | Features::INDIRECT_DESC | Features::EVENT_IDX,
+            |features, bit| features | feature(bit),
+        )
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        let from = self.config.iter().skip(offset);
+        for (to, from) in data.iter_mut().zip(from) {
+            *to = *from;
+        }
+    }
+
+    fn activate(&mut self, acked: Features) -> Result<Box<dyn QueueWorker>, ActivateError> {
+        if Arc::strong_count(&self.disk) > 1 {
+            return Err(ActivateError {
+                what: "the data path from before the reset still has the disk",
+                source: None,
+            });
+        }
+        let negotiated = |bit| acked.contains(feature(bit));
+        let rules = Rules {
+            sectors: self.info.capacity / SECTOR,
+            read_only: self.info.read_only,
+            discard: negotiated(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: negotiated(VIRTIO_BLK_F_WRITE_ZEROES),
+        };
+        let through = !negotiated(VIRTIO_BLK_F_FLUSH);
+        let disk = Arc::clone(&self.disk);
+        Ok(Box::new(Worker::new(disk, rules, through, QUEUE_SIZE)))
+    }
+}
+
+/// The feature with number `bit`.
+fn feature(bit: u32) -> Features {
+    Features::from_bits_retain(1 << bit)
+}
+
+/// Configuration space, §5.2.4. Fields that belong to features not offered stay zero.
+fn config_space(info: &DiskInfo) -> [u8; CONFIG_SIZE] {
+    let mut config = [0; CONFIG_SIZE];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        config[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    // Physical blocks are this many sectors, a power of two.
+    let block = (info.block_size / BLK_SIZE).max(1);
+    let exponent = u8::try_from(block.ilog2()).unwrap_or(0);
+
+    put(0, &(info.capacity / SECTOR).to_le_bytes());
+    // seg_max: what is left of a chain beside the header and the status byte.
+    put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
+    put(20, &BLK_SIZE.to_le_bytes()); // blk_size
+    put(24, &[exponent]); // physical_block_exp
+    put(26, &u16::try_from(block).unwrap_or(0).to_le_bytes()); // min_io_size
+    if !info.read_only {
+        if info.discard {
+            put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
+            put(40, &u32::from(MAX_SEGMENTS).to_le_bytes()); // max_discard_seg
+            put(44, &block.to_le_bytes()); // discard_sector_alignment
+        }
+        put(48, &MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
+        put(52, &u32::from(MAX_SEGMENTS).to_le_bytes()); // max_write_zeroes_seg
+        put(56, &[u8::from(info.discard)]); // write_zeroes_may_unmap
+    }
+    config
+}

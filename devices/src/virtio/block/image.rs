@@ -1,0 +1,188 @@
+//! Opening an image: everything that can be wrong with it, said before a guest runs.
+//!
+//! A writable image is locked exclusively and a read-only one shared (flock), so that whatever one VM
+//! writes, no other VM has open. The lock lives and dies with the open file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::disk::SECTOR;
+
+/// Why an image cannot be a disk. Each is one line with the remedy, if there is one.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// Nothing is there.
+    #[error("{path}: no such file; check the path, or make an image with `truncate -s 1G {path}`")]
+    Missing {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A directory.
+    #[error("{path}: is a directory; make an image of it with `mkfs.ext4 -d {path} IMAGE 1G`")]
+    Directory {
+        /// The image.
+        path: PathBuf,
+    },
+    /// A terminal, a pipe, a socket.
+    #[error("{path}: is neither a file nor a block device")]
+    Kind {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It may not be opened for writing.
+    #[error(
+        "{path}: may not be written ({source}); attach it read-only with `{path},ro`, or change its permissions"
+    )]
+    NotWritable {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// It may not be opened for reading.
+    #[error("{path}: may not be read ({source}); change its permissions")]
+    NotReadable {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The host has the block device mounted, or otherwise in use.
+    #[error("{path}: is in use by the host; unmount it first")]
+    HostUses {
+        /// The device.
+        path: PathBuf,
+    },
+    /// Another disk, of this VM or another, has the image open and one of them would write it.
+    #[error(
+        "{path}: is in use by another VM or disk; stop that, or attach the image read-only in both with `{path},ro`"
+    )]
+    Locked {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The file system cannot lock.
+    #[error(
+        "{path}: cannot be locked against use by two VMs ({source}); move it to a file system with flock(2)"
+    )]
+    NoLock {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// No bytes.
+    #[error("{path}: is empty; give it a size with `truncate -s 1G {path}`")]
+    Empty {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its last sector is incomplete. Rounding down would hide data and up would change the file, so
+    /// that is for the owner to do.
+    #[error(
+        "{path}: its size of {len} bytes is not a multiple of 512; round it up with `truncate -s %512 {path}`"
+    )]
+    PartialSector {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        len: u64,
+    },
+    /// Anything else.
+    #[error("{path}: cannot be opened: {source}")]
+    Io {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+}
+
+/// An image, open, locked, and of a size that a disk can have.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) file: File,
+    /// Bytes, a multiple of [`SECTOR`].
+    pub(super) len: u64,
+    pub(super) is_device: bool,
+    /// The size the host handles it in, in bytes: a power of two, 512 to 4096.
+    pub(super) block_size: u32,
+}
+
+/// Opens and locks the image at `path`.
+pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
+    let failed = |source: io::Error| refusal(path, read_only, source);
+    let owned = || path.to_owned();
+
+    let metadata = path.metadata().map_err(failed)?;
+    let is_device = metadata.file_type().is_block_device();
+    if metadata.is_dir() {
+        return Err(ImageError::Directory { path: owned() });
+    }
+    if !is_device && !metadata.is_file() {
+        return Err(ImageError::Kind { path: owned() });
+    }
+    // For a block device, O_EXCL without O_CREAT fails if the host has it mounted.
+    let exclusive = is_device && !read_only;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(if exclusive { libc::O_EXCL } else { 0 })
+        .open(path)
+        .map_err(failed)?;
+    lock(&file, read_only).map_err(|error| match error {
+        TryLockError::WouldBlock => ImageError::Locked { path: owned() },
+        TryLockError::Error(source) => ImageError::NoLock {
+            path: owned(),
+            source,
+        },
+    })?;
+    // A block device's metadata has no size.
+    let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    if len == 0 {
+        return Err(ImageError::Empty { path: owned() });
+    }
+    if !len.is_multiple_of(SECTOR) {
+        return Err(ImageError::PartialSector { path: owned(), len });
+    }
+    Ok(Image {
+        file,
+        len,
+        is_device,
+        block_size: block_size(metadata.blksize()),
+    })
+}
+
+fn lock(file: &File, read_only: bool) -> Result<(), TryLockError> {
+    if read_only {
+        file.try_lock_shared()
+    } else {
+        file.try_lock()
+    }
+}
+
+/// File systems name up to a megabyte as their block size; no driver expects a disk with such sectors.
+fn block_size(preferred: u64) -> u32 {
+    [4096, 2048, 1024]
+        .into_iter()
+        .find(|size| u64::from(*size) <= preferred)
+        .unwrap_or(512)
+}
+
+/// What to say of an error of the host.
+fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
+    let path = path.to_owned();
+    match source.kind() {
+        ErrorKind::NotFound => ImageError::Missing { path },
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem if !read_only => {
+            ImageError::NotWritable { path, source }
+        }
+        ErrorKind::PermissionDenied => ImageError::NotReadable { path, source },
+        ErrorKind::ResourceBusy => ImageError::HostUses { path },
+        _ => ImageError::Io { path, source },
+    }
+}
