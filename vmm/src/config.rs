@@ -3,12 +3,18 @@
 //! Every type here is serde data with the names of the command line. [`VmConfig::validate`] checks
 //! what can be known without touching the host; [`crate::VmBuilder::build`] calls it.
 
-use std::fmt;
+pub mod list;
+
+mod disk;
+mod size;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+pub use disk::{DiskConfig, DiskError, SERIAL_MAX};
+pub use size::{MemorySize, MemorySizeError};
 
 /// A whole VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,20 +53,6 @@ pub struct VmConfig {
 /// memory (the BIOS warm-boot flag at 0x472) by which a panic is told from a reboot without any driver.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=panic_warm panic=-1";
 
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct DiskConfig {
-    /// The image file or block device.
-    pub path: PathBuf,
-    /// The guest may not write it; other VMs may read it at the same time.
-    #[serde(default, rename = "ro", skip_serializing_if = "std::ops::Not::not")]
-    pub read_only: bool,
-    /// The serial number the guest sees, at most 20 bytes; by default made from the file's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub serial: Option<String>,
-}
-
 fn default_cpus() -> u8 {
     1
 }
@@ -88,95 +80,169 @@ impl VmConfig {
             acpi: true,
         }
     }
-}
 
-/// An amount of memory in bytes, written with a unit: `256M`, `4G`, `65536K`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct MemorySize(u64);
-
-/// Why a memory size could not be read.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum MemorySizeError {
-    /// Not a number with an optional unit.
-    #[error("'{0}' is not a size; write a whole number and a unit, such as 256M or 4G")]
-    Syntax(String),
-    /// More than 64 bits.
-    #[error("'{0}' is too large")]
-    Overflow(String),
-}
-
-impl MemorySize {
-    /// A size in bytes.
-    #[must_use]
-    pub const fn bytes(bytes: u64) -> Self {
-        Self(bytes)
-    }
-
-    /// A size in MiB.
-    #[must_use]
-    pub const fn mib(mib: u32) -> Self {
-        Self((mib as u64) << 20)
-    }
-
-    /// The size in bytes.
-    #[must_use]
-    pub const fn as_bytes(self) -> u64 {
-        self.0
-    }
-}
-
-impl FromStr for MemorySize {
-    type Err = MemorySizeError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let syntax = || MemorySizeError::Syntax(text.to_owned());
-        let digits = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let shift = match unit.to_ascii_uppercase().as_str() {
-            // A bare number is MiB, as QEMU's -m reads it.
-            "" | "M" | "MB" | "MIB" => 20,
-            "B" => 0,
-            "K" | "KB" | "KIB" => 10,
-            "G" | "GB" | "GIB" => 30,
-            "T" | "TB" | "TIB" => 40,
-            _ => return Err(syntax()),
-        };
-        if number.is_empty() {
-            return Err(syntax());
+    /// Checks what can be known without touching the host.
+    ///
+    /// # Errors
+    /// The first setting that no host could satisfy.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.kernel.as_os_str().is_empty() {
+            return Err(ConfigError::EmptyPath("kernel"));
         }
-        let overflow = || MemorySizeError::Overflow(text.to_owned());
-        let number: u64 = number.parse().map_err(|_| overflow())?;
-        number
-            .checked_mul(1 << shift)
-            .map(Self)
-            .ok_or_else(overflow)
+        if self
+            .initrd
+            .as_ref()
+            .is_some_and(|p| p.as_os_str().is_empty())
+        {
+            return Err(ConfigError::EmptyPath("initrd"));
+        }
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.cpus > 1 && !self.acpi {
+            return Err(ConfigError::CpusWithoutAcpi(self.cpus));
+        }
+        if self.mem < MIN_MEMORY {
+            return Err(ConfigError::MemoryTooSmall(self.mem));
+        }
+        if !self.mem.as_bytes().is_multiple_of(PAGE_SIZE) {
+            return Err(ConfigError::MemoryUnaligned(self.mem));
+        }
+        for text in [&self.cmdline, &self.append].into_iter().flatten() {
+            if let Some(bad) = text.chars().find(char::is_ascii_control) {
+                return Err(ConfigError::CmdlineCharacter(
+                    bad.escape_default().to_string(),
+                ));
+            }
+        }
+        self.validate_disks()
+    }
+
+    fn validate_disks(&self) -> Result<(), ConfigError> {
+        let disks: Vec<&DiskConfig> = self.rootfs.iter().chain(&self.disks).collect();
+        for (at, disk) in disks.iter().enumerate() {
+            disk.validate()?;
+            let shared = disks[..at]
+                .iter()
+                .find(|other| other.path == disk.path && !(other.read_only && disk.read_only));
+            if shared.is_some() {
+                return Err(ConfigError::DiskTwice(disk.path.clone()));
+            }
+        }
+        Ok(())
     }
 }
 
-impl TryFrom<String> for MemorySize {
-    type Error = MemorySizeError;
+/// APIC ids are 8 bits wide in the MADT's local APIC entries and 0xff addresses all CPUs; one more is
+/// kept free for the I/O APIC.
+pub const MAX_CPUS: u8 = 254;
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
+/// Less than this does not hold an unpacked stock kernel.
+pub const MIN_MEMORY: MemorySize = MemorySize::mib(32);
+
+const PAGE_SIZE: u64 = 4096;
+
+/// Why a configuration cannot be a VM on any host.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A path is an empty string.
+    #[error("the path of the {0} is empty; name a file")]
+    EmptyPath(&'static str),
+    /// No vCPU, or more than APIC ids reach.
+    #[error("{0} vCPUs asked for; a VM has 1 to {MAX_CPUS}")]
+    Cpus(u8),
+    /// Linux finds further CPUs through the ACPI MADT only.
+    #[error(
+        "{0} vCPUs without ACPI: the guest would find only the first; ask for one, or keep ACPI"
+    )]
+    CpusWithoutAcpi(u8),
+    /// Too little memory for any kernel.
+    #[error("{0} of memory is too little; a VM needs at least {MIN_MEMORY}, a stock kernel 128M")]
+    MemoryTooSmall(MemorySize),
+    /// Memory that ends inside a page.
+    #[error("{0} of memory is not a whole number of 4K pages; write it in K, M or G")]
+    MemoryUnaligned(MemorySize),
+    /// A line break or another control character in the kernel command line.
+    #[error("the kernel command line contains the control character '{0}'; leave it out")]
+    CmdlineCharacter(String),
+    /// Two disks on one image would overwrite each other.
+    #[error("disk {} is given twice; a disk can appear twice only if each time it is read-only", .0.display())]
+    DiskTwice(PathBuf),
+    /// One of the disks.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
-impl From<MemorySize> for String {
-    fn from(size: MemorySize) -> Self {
-        size.to_string()
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl fmt::Display for MemorySize {
-    /// The largest unit that gives a whole number.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shift, unit) = [(40, "T"), (30, "G"), (20, "M"), (10, "K")]
-            .into_iter()
-            .find(|(shift, _)| self.0 != 0 && self.0.trailing_zeros() >= *shift)
-            .unwrap_or((0, "B"));
-        write!(f, "{}{unit}", self.0 >> shift)
+    fn refused(change: impl FnOnce(&mut VmConfig)) -> String {
+        let mut config = VmConfig::new("vmlinux");
+        config.validate().unwrap();
+        change(&mut config);
+        config.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_no_host_could_run_is_refused() {
+        assert_eq!(
+            refused(|c| c.kernel = PathBuf::new()),
+            "the path of the kernel is empty; name a file"
+        );
+        assert_eq!(
+            refused(|c| c.initrd = Some(PathBuf::new())),
+            "the path of the initrd is empty; name a file"
+        );
+        assert_eq!(
+            refused(|c| c.cpus = 0),
+            "0 vCPUs asked for; a VM has 1 to 254"
+        );
+        assert_eq!(
+            refused(|c| c.cpus = 255),
+            "255 vCPUs asked for; a VM has 1 to 254"
+        );
+        assert!(refused(|c| (c.cpus, c.acpi) = (2, false)).starts_with("2 vCPUs without ACPI"),);
+        assert_eq!(
+            refused(|c| c.mem = MemorySize::mib(31)),
+            "31M of memory is too little; a VM needs at least 32M, a stock kernel 128M"
+        );
+        assert_eq!(
+            refused(|c| c.mem = MemorySize::bytes((64 << 20) + 1)),
+            "67108865B of memory is not a whole number of 4K pages; write it in K, M or G"
+        );
+        assert_eq!(
+            refused(|c| c.append = Some("a\nb".to_owned())),
+            "the kernel command line contains the control character '\\n'; leave it out"
+        );
+        assert!(refused(|c| c.rootfs = Some(DiskConfig::new(""))).contains("path is empty"));
+    }
+
+    #[test]
+    fn one_image_may_be_two_disks_only_to_read() {
+        let disk = |read_only| DiskConfig {
+            read_only,
+            ..DiskConfig::new("a.img")
+        };
+        for (first, second) in [(false, false), (false, true), (true, false)] {
+            let message = refused(|c| {
+                c.rootfs = Some(disk(first));
+                c.disks = vec![disk(second)];
+            });
+            assert!(
+                message.starts_with("disk a.img is given twice"),
+                "{message}"
+            );
+        }
+        let mut config = VmConfig::new("vmlinux");
+        config.disks = vec![disk(true), disk(true)];
+        config.validate().unwrap();
+    }
+
+    #[test]
+    fn the_limits_themselves_are_fine() {
+        let mut config = VmConfig::new("vmlinux");
+        (config.cpus, config.mem) = (MAX_CPUS, MIN_MEMORY);
+        config.validate().unwrap();
     }
 }

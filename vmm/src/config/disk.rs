@@ -1,0 +1,186 @@
+//! What a disk is made of, and its command-line form `PATH[,ro][,serial=TEXT]`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::list::{ListError, OptionList, escape};
+
+/// Virtio 1.2 §5.2.6, VIRTIO_BLK_T_GET_ID: the id string is at most 20 bytes.
+pub const SERIAL_MAX: usize = 20;
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct DiskConfig {
+    /// The image file or block device.
+    pub path: PathBuf,
+    /// The guest may not write it; other VMs may read it at the same time.
+    #[serde(default, rename = "ro", skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// The serial number the guest sees, at most [`SERIAL_MAX`] bytes; by default made from the file's
+    /// name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// Why a disk is not one.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DiskError {
+    /// The list itself is malformed.
+    #[error(transparent)]
+    List(#[from] ListError),
+    /// The path is an empty string.
+    #[error("the disk's path is empty; name an image file or a block device")]
+    EmptyPath,
+    /// A serial number of no bytes, or of too many.
+    #[error("serial '{serial}' of disk {path} is {len} bytes; it can have 1 to {SERIAL_MAX}")]
+    SerialLength {
+        /// What was asked for.
+        serial: String,
+        /// Its length in bytes.
+        len: usize,
+        /// Which disk.
+        path: String,
+    },
+    /// A serial number that would not survive the guest's `/sys` and `/dev/disk/by-id`.
+    #[error("serial '{serial}' of disk {path} may contain only printable ASCII without spaces")]
+    SerialCharacter {
+        /// What was asked for, escaped.
+        serial: String,
+        /// Which disk.
+        path: String,
+    },
+}
+
+impl DiskConfig {
+    /// A writable disk with the default serial number.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            serial: None,
+        }
+    }
+
+    /// Checks what can be known without opening the image.
+    ///
+    /// # Errors
+    /// An empty path, or a serial number the guest could not be given.
+    pub fn validate(&self) -> Result<(), DiskError> {
+        if self.path.as_os_str().is_empty() {
+            return Err(DiskError::EmptyPath);
+        }
+        let Some(serial) = &self.serial else {
+            return Ok(());
+        };
+        let path = self.path.display().to_string();
+        if !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(DiskError::SerialCharacter {
+                serial: serial.escape_debug().to_string(),
+                path,
+            });
+        }
+        if !(1..=SERIAL_MAX).contains(&serial.len()) {
+            return Err(DiskError::SerialLength {
+                serial: serial.clone(),
+                len: serial.len(),
+                path,
+            });
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for DiskConfig {
+    type Err = DiskError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err(DiskError::EmptyPath);
+        }
+        let (path, mut list) = OptionList::with_head(text)?;
+        let disk = Self {
+            path: path.into(),
+            read_only: list.switch("ro")?,
+            serial: list.value("serial")?,
+        };
+        list.finish()?;
+        disk.validate()?;
+        Ok(disk)
+    }
+}
+
+impl fmt::Display for DiskConfig {
+    /// The command-line form; it reads back as the same disk where the path is UTF-8.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape(&self.path.to_string_lossy()))?;
+        if self.read_only {
+            f.write_str(",ro")?;
+        }
+        match &self.serial {
+            Some(serial) => write!(f, ",serial={}", escape(serial)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_form_round_trips() {
+        for (text, disk) in [
+            ("img.ext4", DiskConfig::new("img.ext4")),
+            (
+                "a,,b.img,ro",
+                DiskConfig {
+                    read_only: true,
+                    ..DiskConfig::new("a,b.img")
+                },
+            ),
+            (
+                "/dev/sdb,serial=x,,y=1",
+                DiskConfig {
+                    serial: Some("x,y=1".to_owned()),
+                    ..DiskConfig::new("/dev/sdb")
+                },
+            ),
+        ] {
+            assert_eq!(text.parse::<DiskConfig>().unwrap(), disk);
+            assert_eq!(disk.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn bad_disks_say_what_is_wrong() {
+        for (text, message) in [
+            (
+                "",
+                "the disk's path is empty; name an image file or a block device",
+            ),
+            (
+                "a.img,rw",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial",
+            ),
+            (
+                "a.img,serial=",
+                "serial '' of disk a.img is 0 bytes; it can have 1 to 20",
+            ),
+            (
+                "a.img,serial=123456789012345678901",
+                "serial '123456789012345678901' of disk a.img is 21 bytes; it can have 1 to 20",
+            ),
+            (
+                "a.img,serial=a\tb",
+                "serial 'a\\tb' of disk a.img may contain only printable ASCII without spaces",
+            ),
+        ] {
+            assert_eq!(text.parse::<DiskConfig>().unwrap_err().to_string(), message);
+        }
+    }
+}
