@@ -186,3 +186,41 @@ fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
         _ => ImageError::Io { path, source },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Errors that a test which may run as root cannot provoke.
+    #[test]
+    fn each_refusal_of_the_host_has_its_remedy() {
+        for (errno, read_only, words) in [
+            (libc::EACCES, false, "attach it read-only with `a.img,ro`"),
+            (libc::EACCES, true, "may not be read"),
+            (libc::EROFS, false, "attach it read-only with `a.img,ro`"),
+            (libc::ENOENT, true, "no such file"),
+            (libc::EBUSY, false, "unmount it first"),
+            (libc::EIO, true, "cannot be opened"),
+        ] {
+            let source = io::Error::from_raw_os_error(errno);
+            let message = refusal(Path::new("a.img"), read_only, source).to_string();
+            assert!(message.starts_with("a.img: "), "{message}");
+            assert!(message.contains(words), "{message}");
+        }
+    }
+
+    #[test]
+    fn block_sizes_are_those_of_disks() {
+        for (preferred, size) in [
+            (0, 512),
+            (512, 512),
+            (1024, 1024),
+            (3000, 2048),
+            (4096, 4096),
+            (1 << 20, 4096),
+            (u64::MAX, 4096),
+        ] {
+            assert_eq!(block_size(preferred), size);
+        }
+    }
+}
