@@ -73,7 +73,7 @@ fn read_header(file: &File, len: u64) -> Result<setup_header, KernelError> {
     let end = (HEADER_START + HEADER_LEN) as u64;
     if len < end {
         return Err(KernelError::Truncated {
-            what: "setup header",
+            what: "the setup header",
             end,
             len,
         });
@@ -101,7 +101,7 @@ fn payload_len(header: &setup_header, len: u64) -> Result<u64, KernelError> {
     let end = setup + described.max(ENTRY_64 + 1);
     if end > len {
         return Err(KernelError::Truncated {
-            what: "compressed kernel",
+            what: "the compressed kernel",
             end,
             len,
         });

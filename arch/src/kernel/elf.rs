@@ -73,7 +73,7 @@ fn program_headers(
     let count = usize::from(header.e_phnum);
     let mut headers = vec![Elf64_Phdr::default(); count];
     let size = (count * size_of::<Elf64_Phdr>()) as u64;
-    check_in_file("program header table", header.e_phoff, size, len)?;
+    check_in_file("the program header table", header.e_phoff, size, len)?;
     let mut offset = header.e_phoff;
     for entry in &mut headers {
         read_at(file, entry.as_mut_slice(), offset)?;
@@ -94,7 +94,7 @@ fn segments(headers: &[Elf64_Phdr], len: u64) -> Result<Range<u64>, KernelError>
             continue;
         }
         if segment.p_filesz != 0 {
-            check_in_file("last segment", segment.p_offset, segment.p_filesz, len)?;
+            check_in_file("a segment", segment.p_offset, segment.p_filesz, len)?;
         }
         let start = segment.p_paddr;
         let end = start.saturating_add(segment.p_memsz);
@@ -161,7 +161,7 @@ fn choose_entry(
 /// Looks for the PVH entry in all note segments.
 fn pvh_entry(file: &File, headers: &[Elf64_Phdr], len: u64) -> Result<Option<u32>, KernelError> {
     for header in headers.iter().filter(|header| header.p_type == PT_NOTE) {
-        check_in_file("note segment", header.p_offset, header.p_filesz, len)?;
+        check_in_file("a note segment", header.p_offset, header.p_filesz, len)?;
         let size = usize::try_from(header.p_filesz.min(MAX_NOTES)).unwrap_or_default();
         let mut notes = vec![0; size];
         read_at(file, &mut notes, header.p_offset)?;

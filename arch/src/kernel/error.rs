@@ -39,7 +39,7 @@ pub enum KernelError {
     #[error("{0}")]
     NotAKernel(Lookalike),
     /// The file ends before what its headers describe.
-    #[error("is truncated: it has {len} bytes and its {what} ends at {end}; copy it again")]
+    #[error("is truncated: {what} ends at byte {end} of {len}; copy it again")]
     Truncated {
         /// What lies beyond the end.
         what: &'static str,

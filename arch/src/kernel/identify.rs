@@ -230,7 +230,7 @@ fn identify_elf(head: &[u8], len: u64) -> Result<Image, KernelError> {
     }
     if head.len() < HEADER_LEN {
         return Err(KernelError::Truncated {
-            what: "ELF header",
+            what: "the ELF header",
             end: HEADER_LEN as u64,
             len,
         });

@@ -20,6 +20,13 @@ const MODULES: u64 = layout::START_INFO + 0x40;
 /// The memory map, after one module of 32 bytes.
 const MEMORY_MAP: u64 = layout::START_INFO + 0x60;
 
+// The parts do not overlap, and a map of 8 entries ends before the zero page.
+const _: () = {
+    assert!(layout::START_INFO + size_of::<hvm_start_info>() as u64 <= MODULES);
+    assert!(MODULES + size_of::<hvm_modlist_entry>() as u64 <= MEMORY_MAP);
+    assert!(MEMORY_MAP + 8 * size_of::<hvm_memmap_table_entry>() as u64 <= layout::ZERO_PAGE);
+};
+
 /// Writes the start info. `rsdp` is 0 without ACPI.
 pub(super) fn write(
     memory: &GuestMemoryMmap<()>,
@@ -114,12 +121,5 @@ mod tests {
             (info.nr_modules, info.modlist_paddr, info.rsdp_paddr),
             (0, 0, 0)
         );
-    }
-
-    #[test]
-    fn all_of_it_fits_before_the_zero_page() {
-        assert!(size_of::<hvm_start_info>() as u64 <= MODULES - layout::START_INFO);
-        assert!(size_of::<hvm_modlist_entry>() as u64 <= MEMORY_MAP - MODULES);
-        assert!(MEMORY_MAP + 8 * 24 <= layout::ZERO_PAGE);
     }
 }
