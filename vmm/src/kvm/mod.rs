@@ -1,0 +1,3 @@
+//! KVM's system and VM file descriptors.
+
+pub mod probe;
