@@ -1,0 +1,161 @@
+//! The root file system: busybox and the scripts of `resources/guest/rootfs` on an ext4 image, made without root
+//! and byte for byte the same each time.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::cache::{Recipe, keep};
+use super::{Guests, resource};
+use crate::debian::{self, Package, Program};
+use crate::progress::Step;
+use crate::run;
+
+/// Where busybox comes from: it is unpacked, not installed, for it would push out a `busybox` that is.
+pub const PACKAGE: &str = "busybox-static";
+
+/// Changed when this file makes something else of the same ingredients.
+const VERSION: &str = "1";
+/// Room for the tests to write in, and small enough to be copied for each of them.
+const SIZE: &str = "24M";
+/// Any fixed value does: what counts is that it is the same each time.
+const UUID: &str = "6d766d00-0000-4000-8000-000000000001";
+/// When the image says it was made: 2026-01-01.
+const TIME: &str = "1767225600";
+
+const MKFS: Program = Program("mkfs.ext4", "e2fsprogs");
+
+pub fn prepare(guests: &Guests) -> Result<PathBuf> {
+    let busybox = guests.package(&[PACKAGE])?;
+    let scripts = resource("guest/rootfs");
+    let recipe = Recipe::new("rootfs")
+        .with(VERSION)
+        .with(SIZE)
+        .with(&busybox.version)
+        .with_files(&scripts)?;
+    let entry = guests.cache.get_or_build(&recipe, |directory| {
+        debian::require(&[MKFS])?;
+        let step = Step::begin("making the guest's root file system");
+        let tree = directory.join("tree");
+        populate(&tree, busybox, &scripts)?;
+        let image = directory.join("unfinished.ext4");
+        make_image(&tree, &image)?;
+        fs::remove_dir_all(&tree)?;
+        keep(&image, &directory.join("rootfs.ext4"))?;
+        step.done();
+        Ok(())
+    })?;
+    Ok(entry.join("rootfs.ext4"))
+}
+
+fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
+    for name in [
+        "bin",
+        "sbin",
+        "etc",
+        "root",
+        "tmp",
+        "run",
+        "dev",
+        "proc",
+        "sys",
+        "mnt",
+        "lib/modules",
+        "test",
+    ] {
+        fs::create_dir_all(tree.join(name))?;
+    }
+    install_busybox(busybox, &tree.join("bin"))?;
+    for (name, place) in [
+        ("init", "sbin/init"),
+        ("stop-machine", "bin/stop-machine"),
+        ("power-button", "bin/power-button"),
+    ] {
+        install_script(&scripts.join(name), &tree.join(place))?;
+    }
+    for script in fs::read_dir(scripts.join("test"))? {
+        let script = script?;
+        install_script(&script.path(), &tree.join("test").join(script.file_name()))?;
+    }
+    fs::write(tree.join("etc/passwd"), "root::0:0:root:/root:/bin/sh\n")?;
+    fs::write(tree.join("etc/group"), "root:x:0:\n")?;
+    fs::write(tree.join("etc/profile"), "PS1='mvm:\\w# '\n")?;
+    Ok(())
+}
+
+fn install_script(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| from.display().to_string())?;
+    // Whatever the checkout's umask was.
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Busybox and a link for each of its applets, in `bin`.
+pub fn install_busybox(package: &Package, bin: &Path) -> Result<()> {
+    let unpacked = bin.join("unpacked");
+    fs::create_dir_all(&unpacked)?;
+    package.unpack(&unpacked)?;
+    let busybox = bin.join("busybox");
+    let place = ["bin/busybox", "usr/bin/busybox"]
+        .map(|place| unpacked.join(place))
+        .into_iter()
+        .find(|place| place.is_file())
+        .context("the busybox package holds no busybox")?;
+    fs::rename(place, &busybox)?;
+    fs::remove_dir_all(&unpacked)?;
+    let applets = Command::new(&busybox)
+        .arg("--list")
+        .output()
+        .context("busybox --list")?;
+    for applet in String::from_utf8(applets.stdout)?
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
+        symlink("busybox", bin.join(applet))?;
+    }
+    Ok(())
+}
+
+fn make_image(tree: &Path, image: &Path) -> Result<()> {
+    let options = format!("hash_seed={UUID},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1");
+    let mkfs = debian::find(MKFS.0).context("mkfs.ext4")?;
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new(mkfs)
+    } else {
+        // Files keep the owner's number; in a user namespace of its own that is 0.
+        let mut command = Command::new("unshare");
+        command.arg("-r").arg(mkfs);
+        command
+    };
+    command
+        .args(["-q", "-F", "-L", "mvm", "-U", UUID, "-E", &options, "-d"])
+        .args([tree, image])
+        .arg(SIZE)
+        .env("E2FSPROGS_FAKE_TIME", TIME);
+    set_times(tree)?;
+    run::quiet(&mut command).context("cannot make the ext4 image")
+}
+
+/// Times are part of the image, so they are the same each time too.
+fn set_times(path: &Path) -> Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
+    if path.is_dir() && !path.is_symlink() {
+        for child in fs::read_dir(path)? {
+            set_times(&child?.path())?;
+        }
+    }
+    let time = Timespec {
+        tv_sec: TIME.parse()?,
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! The checkout: where it is, and what cargo builds of it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::run;
+
+/// The directory of the workspace's `Cargo.toml`.
+pub fn root() -> PathBuf {
+    // cargo says where the package is when it runs this; otherwise it is where it was built.
+    let package = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package
+        .ancestors()
+        .nth(2)
+        .map_or_else(|| package.clone(), Path::to_owned)
+}
+
+/// Where cargo puts what it builds.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Runs cargo in the checkout.
+pub fn cargo(arguments: &[&str]) -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    run::shown(Command::new(cargo).args(arguments).current_dir(root()))
+}
+
+/// Builds the release binary of a package; its path.
+pub fn release(package: &str) -> Result<PathBuf> {
+    cargo(&["build", "--release", "--package", package])?;
+    Ok(target().join("release").join(package))
+}
