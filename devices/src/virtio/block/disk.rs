@@ -14,7 +14,7 @@ pub const SECTOR: u64 = 512;
 pub struct DiskInfo {
     /// Size in bytes, a multiple of [`SECTOR`].
     pub capacity: u64,
-    /// Writes are refused.
+    /// The device refuses writes before they get here.
     pub read_only: bool,
     /// The block size that suits the host best, in bytes; a power of two from 512 up.
     pub block_size: u32,
@@ -22,7 +22,8 @@ pub struct DiskInfo {
     pub discard: bool,
 }
 
-/// Names a request while it is under way. The device picks it; the disk hands it back.
+/// Names an operation while it is under way. The device picks it; the disk hands it back. No two
+/// operations under way have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag(pub u32);
 
@@ -77,7 +78,11 @@ pub enum Progress {
 }
 
 /// A disk image, whatever its format or engine. Owned by one block device and called from one thread at
-/// a time. Guest buffers handed to a pending operation stay mapped until it completes.
+/// a time. Operations under way may be done in any order: a driver that cares waits for the first.
+///
+/// The slices of a pending operation are gone when [`submit`](Self::submit) returns, but the guest memory
+/// behind them stays mapped until the operation completes, so an engine keeps their addresses. The device
+/// takes every pending operation back before it lets go of the memory.
 pub trait Disk: fmt::Debug + Send {
     /// Size and abilities. Must not change while a driver is attached.
     fn info(&self) -> DiskInfo;
@@ -89,8 +94,8 @@ pub trait Disk: fmt::Debug + Send {
     fn completion_event(&self) -> Option<RawFd> {
         None
     }
-    /// Takes the operations that completed since the last call; waits for at least one if `wait` and
-    /// any is pending.
+    /// Takes the operations that completed since the last call. With `wait`, and any pending, waits until
+    /// there is at least one; to return none then is to say that the pending ones are lost.
     fn completed(&mut self, _wait: bool) -> Vec<(Tag, io::Result<()>)> {
         Vec::new()
     }

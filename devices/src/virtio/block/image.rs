@@ -51,9 +51,9 @@ pub enum ImageError {
         /// What the host said.
         source: io::Error,
     },
-    /// The host has the block device mounted, or otherwise in use.
-    #[error("{path}: is in use by the host; unmount it first")]
-    HostUses {
+    /// The block device is mounted, or another VM writes it.
+    #[error("{path}: is mounted on the host or in use by another VM; unmount it or stop that")]
+    Busy {
         /// The device.
         path: PathBuf,
     },
@@ -182,7 +182,7 @@ fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
             ImageError::NotWritable { path, source }
         }
         ErrorKind::PermissionDenied => ImageError::NotReadable { path, source },
-        ErrorKind::ResourceBusy => ImageError::HostUses { path },
+        ErrorKind::ResourceBusy => ImageError::Busy { path },
         _ => ImageError::Io { path, source },
     }
 }
@@ -199,7 +199,7 @@ mod tests {
             (libc::EACCES, true, "may not be read"),
             (libc::EROFS, false, "attach it read-only with `a.img,ro`"),
             (libc::ENOENT, true, "no such file"),
-            (libc::EBUSY, false, "unmount it first"),
+            (libc::EBUSY, false, "unmount it or stop that"),
             (libc::EIO, true, "cannot be opened"),
         ] {
             let source = io::Error::from_raw_os_error(errno);

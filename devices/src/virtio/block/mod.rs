@@ -7,6 +7,20 @@
 //! The sector size told to the driver is always 512, as images are made for that; what suits the host
 //! goes into the topology. The cache mode cannot be switched at run time (VIRTIO_BLK_F_CONFIG_WCE): a
 //! driver that wants write-through does not accept FLUSH, and gets it.
+//!
+//! ```
+//! use devices::virtio::VirtioDevice;
+//! use devices::virtio::block::{Block, raw::RawDisk};
+//!
+//! # let image = tempfile::NamedTempFile::new()?;
+//! # image.as_file().set_len(1 << 20)?;
+//! let disk = RawDisk::open(image.path(), false)?.with_id("root");
+//! let device = Block::new(Box::new(disk));
+//! let mut capacity = [0; 8];
+//! device.read_config(0, &mut capacity);
+//! assert_eq!(u64::from_le_bytes(capacity), (1 << 20) / 512);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::sync::{Arc, Mutex};
 

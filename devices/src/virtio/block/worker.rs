@@ -108,10 +108,8 @@ impl QueueWorker for Worker {
 
     fn on_source(&mut self, _token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
         let mut disk = lock(&self.disk);
-        for (tag, result) in disk.completed(false) {
-            self.lane.advance(disk.as_mut(), tag, result, io)?;
-        }
-        Ok(())
+        let done = disk.completed(false);
+        self.lane.advance_all(disk.as_mut(), done, io)
     }
 
     fn drain(&mut self, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
@@ -124,9 +122,7 @@ impl QueueWorker for Worker {
                     source: lost_request(),
                 });
             }
-            for (tag, result) in done {
-                self.lane.advance(disk.as_mut(), tag, result, io)?;
-            }
+            self.lane.advance_all(disk.as_mut(), done, io)?;
         }
         Ok(())
     }
@@ -238,6 +234,25 @@ impl Lane {
             Progress::Done(result) => self.advance(disk, tag, result, io),
             Progress::Pending => Ok(()),
         }
+    }
+
+    /// Operations ended. After a fault the rest of them is only taken off the table: the disk does not
+    /// have them any more, and there is nobody to answer.
+    fn advance_all(
+        &mut self,
+        disk: &mut dyn Disk,
+        done: Vec<(Tag, io::Result<()>)>,
+        io: &mut QueueIo<'_>,
+    ) -> Result<(), DeviceFault> {
+        let mut outcome = Ok(());
+        for (tag, result) in done {
+            if outcome.is_ok() {
+                outcome = self.advance(disk, tag, result, io);
+            } else {
+                self.land(tag);
+            }
+        }
+        outcome
     }
 
     /// An operation of flight `tag` ended: starts the next one, or answers the request.

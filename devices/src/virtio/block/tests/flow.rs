@@ -274,6 +274,26 @@ fn a_disk_that_loses_a_request_is_a_fault_and_not_a_hang() {
 }
 
 #[test]
+fn a_fault_among_completions_forgets_none_of_them() {
+    let mut bench = Bench::new(info());
+    let mut worker = bench.worker();
+    bench.insides().hold = true;
+    for _ in 0..3 {
+        ask(&mut bench.driver, IN, 0, &[], 512);
+    }
+    bench.kick(worker.as_mut()).unwrap();
+    {
+        let mut insides = bench.insides();
+        insides.released = std::mem::take(&mut insides.held);
+    }
+    let nowhere = crate::mem::GuestAddress(testing::END);
+    bench.queues[0].try_set_used_ring_address(nowhere).unwrap();
+    bench.with_io(|io| worker.on_source(0, io)).unwrap_err();
+    drop(worker);
+    assert_eq!(bench.insides().waits, 0, "the disk has nothing any more");
+}
+
+#[test]
 fn other_queues_are_nobodys() {
     let mut bench = Bench::new(info());
     let mut worker = bench.worker();
