@@ -21,6 +21,8 @@ mod error;
 mod hint;
 mod identify;
 mod initrd;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

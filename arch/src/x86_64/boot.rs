@@ -112,3 +112,100 @@ pub fn read_warm_boot_flag(memory: &GuestMemoryMmap<()>) -> WarmBootFlag {
         other => WarmBootFlag::Other(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::KernelKind;
+    use crate::x86_64::memory::ram_regions;
+    use crate::x86_64::regs;
+
+    fn memory() -> GuestMemoryMmap<()> {
+        GuestMemoryMmap::from_ranges(&ram_regions(32 << 20)).unwrap()
+    }
+
+    fn loaded(entry: Entry) -> Loaded {
+        Loaded {
+            kind: KernelKind::Elf,
+            entry,
+            kernel: 0x10_0000..0x20_0000,
+            initrd: None,
+            setup_header: None,
+        }
+    }
+
+    fn board(acpi: bool) -> Board {
+        Board {
+            cpus: 1,
+            acpi,
+            virtio_mmio: Vec::new(),
+        }
+    }
+
+    const LINUX: Entry = Entry::Linux64 { rip: 0x10_0200 };
+    const PVH: Entry = Entry::Pvh { rip: 0x10_0000 };
+
+    fn read<T: vm_memory::ByteValued>(memory: &GuestMemoryMmap<()>, address: u64) -> T {
+        memory.read_obj(GuestAddress(address)).unwrap()
+    }
+
+    #[test]
+    fn registers_point_at_what_was_written() {
+        let memory = memory();
+        let loaded = loaded(LINUX);
+        configure(&memory, &board(true), &loaded).unwrap();
+        let sregs = regs::special(Default::default(), &loaded);
+        let code: u64 = read(&memory, sregs.gdt.base + u64::from(sregs.cs.selector));
+        assert_eq!(code >> 53 & 1, 1, "a 64-bit code segment");
+        let pml4: u64 = read(&memory, sregs.cr3);
+        assert_eq!(pml4 & 1, 1);
+        let zero_page = regs::general(&loaded).rsi;
+        assert_eq!(read::<[u8; 4]>(&memory, zero_page + 0x202), *b"HdrS");
+        let rsdp: u64 = read(&memory, zero_page + 0x70);
+        assert_eq!(read::<[u8; 8]>(&memory, rsdp), *b"RSD PTR ");
+    }
+
+    #[test]
+    fn pvh_gets_start_info_and_neither_zero_page_nor_page_tables() {
+        let memory = memory();
+        let loaded = loaded(PVH);
+        configure(&memory, &board(true), &loaded).unwrap();
+        let info = regs::general(&loaded).rbx;
+        assert_eq!(read::<u32>(&memory, info), 0x336e_c578);
+        let rsdp: u64 = read(&memory, info + 32);
+        assert_eq!(read::<[u8; 8]>(&memory, rsdp), *b"RSD PTR ");
+        assert_eq!(read::<u64>(&memory, layout::PAGE_TABLES), 0);
+        assert_eq!(read::<[u8; 4]>(&memory, layout::ZERO_PAGE + 0x202), [0; 4]);
+    }
+
+    #[test]
+    fn without_acpi_there_are_no_tables_and_no_pointer() {
+        let memory = memory();
+        configure(&memory, &board(false), &loaded(LINUX)).unwrap();
+        assert_eq!(read::<u64>(&memory, layout::ZERO_PAGE + 0x70), 0);
+        assert_eq!(read::<[u8; 8]>(&memory, layout::ACPI_START), [0; 8]);
+    }
+
+    #[test]
+    fn warm_boot_flag_tells_how_the_guest_went() {
+        let memory = memory();
+        configure(&memory, &board(true), &loaded(LINUX)).unwrap();
+        let flag = |value: u16| {
+            memory
+                .write_obj(value, GuestAddress(layout::WARM_BOOT_FLAG))
+                .unwrap();
+            read_warm_boot_flag(&memory)
+        };
+        assert_eq!(read_warm_boot_flag(&memory), WarmBootFlag::Untouched);
+        assert_eq!(flag(0), WarmBootFlag::Cold);
+        assert_eq!(flag(0x1234), WarmBootFlag::Warm);
+        assert_eq!(flag(7), WarmBootFlag::Other(7));
+    }
+
+    #[test]
+    fn memory_without_a_low_megabyte_is_an_error_that_says_what() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0x10_0000), 4096)]).unwrap();
+        let error = configure(&memory, &board(true), &loaded(LINUX)).unwrap_err();
+        assert!(error.to_string().contains("ACPI tables"), "{error}");
+    }
+}

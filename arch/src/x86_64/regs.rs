@@ -119,3 +119,77 @@ fn set_apic_register(state: &mut kvm_lapic_state, offset: usize, value: u32) {
         *register = byte.cast_signed();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::KernelKind;
+
+    fn loaded(entry: Entry) -> Loaded {
+        Loaded {
+            kind: KernelKind::Elf,
+            entry,
+            kernel: 0x10_0000..0x20_0000,
+            initrd: None,
+            setup_header: None,
+        }
+    }
+
+    #[test]
+    fn linux_starts_in_long_mode_with_the_zero_page() {
+        let loaded = loaded(Entry::Linux64 { rip: 0x100_0200 });
+        let regs = general(&loaded);
+        assert_eq!((regs.rip, regs.rsi, regs.rflags), (0x100_0200, 0x7000, 2));
+        let base = kvm_sregs {
+            apic_base: 0xfee0_0900,
+            cr8: 0,
+            ..Default::default()
+        };
+        let sregs = special(base, &loaded);
+        assert_eq!(
+            (sregs.cr0, sregs.cr3, sregs.cr4),
+            (0x8000_0011, 0x9000, 0x20)
+        );
+        assert_eq!(sregs.efer, 0x500);
+        assert_eq!((sregs.cs.selector, sregs.cs.l, sregs.cs.db), (0x10, 1, 0));
+        for data in [sregs.ds, sregs.es, sregs.ss] {
+            assert_eq!((data.selector, data.type_, data.limit), (0x18, 3, u32::MAX));
+        }
+        assert_eq!((sregs.gdt.base, sregs.gdt.limit), (0x500, 47));
+        assert_eq!(sregs.apic_base, base.apic_base);
+    }
+
+    #[test]
+    fn pvh_starts_in_protected_mode_with_the_start_info() {
+        let loaded = loaded(Entry::Pvh { rip: 0x100_0a30 });
+        let regs = general(&loaded);
+        assert_eq!((regs.rip, regs.rbx, regs.rflags), (0x100_0a30, 0x6000, 2));
+        // Whatever was on before, paging and long mode are off.
+        let base = kvm_sregs {
+            cr0: 0x8000_0000,
+            cr4: 0x20,
+            efer: 0x500,
+            ..Default::default()
+        };
+        let sregs = special(base, &loaded);
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
+        assert_eq!((sregs.cs.l, sregs.cs.db, sregs.cs.limit), (0, 1, u32::MAX));
+        assert_eq!((sregs.tr.limit, sregs.tr.type_), (0x67, 0xb));
+    }
+
+    #[test]
+    fn lint_pins_are_wired_and_the_rest_is_kept() {
+        let mut state = kvm_lapic_state::default();
+        state.regs.fill(0x11);
+        lapic(&mut state);
+        assert_eq!(state.regs[0x350..0x354], [0, 7, 0, 0]);
+        assert_eq!(state.regs[0x360..0x364], [0, 4, 0, 0]);
+        let others = (0..0x400).filter(|at| !matches!(at, 0x350..0x354 | 0x360..0x364));
+        assert!(others.into_iter().all(|at| state.regs[at] == 0x11));
+    }
+
+    #[test]
+    fn fpu_is_as_after_fninit() {
+        assert_eq!((fpu().fcw, fpu().mxcsr), (0x37f, 0x1f80));
+    }
+}

@@ -7,6 +7,8 @@
 
 mod dsdt;
 mod fixed;
+#[cfg(test)]
+mod tests;
 
 use acpi_tables::Aml;
 use acpi_tables::rsdp::Rsdp;

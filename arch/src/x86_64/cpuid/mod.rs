@@ -41,8 +41,10 @@ const HTT: u32 = 1 << 28;
 const CMP_LEGACY: u32 = 1 << 1;
 const MWAITX: u32 = 1 << 29;
 
-/// What a vCPU is called whose host has no brand string; padded with NULs to three leaves.
+/// What a vCPU is called that has no brand string; padded with NULs to three leaves.
 const BRAND: &[u8] = b"mvm virtual CPU";
+/// Length of a brand string: three leaves of four registers.
+const BRAND_LEN: usize = 48;
 
 /// Whose conventions the topology leaves follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,34 +143,43 @@ fn raise_max(entries: &mut Vec<kvm_cpuid_entry2>, range: u32, max: u32) {
     }
 }
 
-/// Keeps the host's brand string; gives a CPU that has none a name.
-fn ensure_brand(entries: &mut Vec<kvm_cpuid_entry2>) {
-    let brand = LEAF_BRAND..=LEAF_BRAND_END;
-    let named = entries
-        .iter()
-        .filter(|entry| brand.contains(&entry.function))
-        .any(|entry| entry.eax | entry.ebx | entry.ecx | entry.edx != 0);
-    if named {
-        return;
-    }
-    entries.retain(|entry| !brand.contains(&entry.function));
-    let mut text = BRAND.chunks(4).map(|chunk| {
-        let mut bytes = [0; 4];
-        bytes[..chunk.len()].copy_from_slice(chunk);
-        u32::from_le_bytes(bytes)
-    });
-    for function in brand {
-        let mut register = || text.next().unwrap_or(0);
+/// Gives a CPU a brand string, in place of the one it has.
+///
+/// KVM leaves the leaves 0x8000_0002 to 4 zero. A VMM that wants the host's name in the guest reads
+/// them with the CPUID instruction and puts them in here, before [`for_vcpu`].
+pub fn set_brand(entries: &mut Vec<kvm_cpuid_entry2>, brand: &[u8; BRAND_LEN]) {
+    let leaves = LEAF_BRAND..=LEAF_BRAND_END;
+    entries.retain(|entry| !leaves.contains(&entry.function));
+    for (function, text) in leaves.zip(brand.chunks_exact(16)) {
+        let register = |at: usize| {
+            text[at..at + 4]
+                .iter()
+                .rev()
+                .fold(0, |word, &byte| word << 8 | u32::from(byte))
+        };
         entries.push(kvm_cpuid_entry2 {
             function,
-            eax: register(),
-            ebx: register(),
-            ecx: register(),
-            edx: register(),
+            eax: register(0),
+            ebx: register(4),
+            ecx: register(8),
+            edx: register(12),
             ..Default::default()
         });
     }
     raise_max(entries, LEAF_EXT_MAX, LEAF_BRAND_END);
+}
+
+/// Names a CPU that has no name.
+fn ensure_brand(entries: &mut Vec<kvm_cpuid_entry2>) {
+    let named = entries
+        .iter()
+        .filter(|entry| (LEAF_BRAND..=LEAF_BRAND_END).contains(&entry.function))
+        .any(|entry| entry.eax | entry.ebx | entry.ecx | entry.edx != 0);
+    if !named {
+        let mut brand = [0; BRAND_LEN];
+        brand[..BRAND.len()].copy_from_slice(BRAND);
+        set_brand(entries, &brand);
+    }
 }
 
 /// An entry of a leaf that has subleaves.

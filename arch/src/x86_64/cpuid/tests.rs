@@ -240,6 +240,22 @@ fn brand_is_the_hosts_or_ours() {
 }
 
 #[test]
+fn a_brand_that_was_set_reaches_the_guest() {
+    let mut host = amd();
+    host.extend((LEAF_BRAND..=LEAF_BRAND_END).map(|leaf| entry(leaf, 0, [0; 4])));
+    let mut brand = [0; BRAND_LEN];
+    brand[..13].copy_from_slice(b"Some real CPU");
+    set_brand(&mut host, &brand);
+    let entries = for_vcpu(&host, 0, 1);
+    assert_eq!(
+        cpuid(&entries, 0x8000_0002, 0)
+            .map(u32::to_le_bytes)
+            .concat()[..13],
+        brand[..13]
+    );
+}
+
+#[test]
 fn kvm_leaves_are_kept() {
     let entries = for_vcpu(&intel(), 0, 1);
     assert_eq!(

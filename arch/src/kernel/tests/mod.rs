@@ -1,0 +1,47 @@
+//! Kernels made of a few bytes, whole and broken, loaded into small memories.
+
+mod bzimage;
+mod elf;
+mod hostile;
+mod image;
+mod inputs;
+
+use std::fs::File;
+use std::io::Write;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::{KernelError, Loaded, load};
+use crate::x86_64::memory::ram_regions;
+
+const MIB: u64 = 1 << 20;
+
+fn memory(bytes: u64) -> GuestMemoryMmap<()> {
+    GuestMemoryMmap::from_ranges(&ram_regions(bytes)).unwrap()
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// Loads a kernel without initrd into 64 MiB.
+fn load_bytes(kernel: &[u8]) -> Result<Loaded, KernelError> {
+    load(&memory(64 * MIB), &mut file(kernel), None, "")
+}
+
+/// The message of a kernel that must be refused.
+fn refusal(kernel: &[u8]) -> String {
+    let message = load_bytes(kernel).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+fn guest_bytes(memory: &GuestMemoryMmap<()>, address: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    memory
+        .read_slice(&mut bytes, GuestAddress(address))
+        .unwrap();
+    bytes
+}
