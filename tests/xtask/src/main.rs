@@ -3,10 +3,12 @@
 mod cpio;
 mod debian;
 mod guest;
+mod lab;
 mod progress;
 mod run;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -28,7 +30,25 @@ enum Task {
         #[arg(value_enum, default_value = "stock")]
         kind: guest::Kind,
     },
+    /// Run a command, or a shell, on a software-emulated host with a working /dev/kvm.
+    #[command(long_about = LAB_HELP)]
+    Lab(lab::Options),
+    /// The lab's own end of the wire.
+    #[command(hide = true)]
+    LabInside {
+        /// The virtio port.
+        port: PathBuf,
+    },
 }
+
+const LAB_HELP: &str = "\
+Run a command, or a shell, on a software-emulated host with a working /dev/kvm.
+
+The lab has busybox, mvm, and the guest files as /guest/{vmlinuz,vmlinux,initrd,rootfs} and, once they have been
+built, /guest/{tiny-vmlinux,tiny-bzimage}. The command runs in /work, which is empty and writable; its input, output
+and exit status are those of this command. Files that it leaves in /out are carried to --out.
+
+Example: cargo xtask lab -- mvm --kernel /guest/vmlinuz --initrd /guest/initrd --rootfs /guest/rootfs --append mvm.demo";
 
 fn main() -> ExitCode {
     match run_task(Args::parse()) {
@@ -47,6 +67,8 @@ fn run_task(args: Args) -> Result<ExitCode> {
                 println!("{name}={}", path.display());
             }
         }
+        Task::Lab(options) => return Ok(lab::lab(options)?.into()),
+        Task::LabInside { port } => lab::inside::serve(&port)?,
     }
     Ok(ExitCode::SUCCESS)
 }

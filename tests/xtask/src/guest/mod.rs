@@ -84,6 +84,11 @@ impl Guests {
         rootfs::prepare(self)
     }
 
+    /// A directory with busybox and a link for each of its applets.
+    pub fn busybox(&self) -> Result<PathBuf> {
+        rootfs::busybox(self)
+    }
+
     /// The first of these packages that this Debian has.
     fn package(&self, names: &[&str]) -> Result<&debian::Package> {
         names

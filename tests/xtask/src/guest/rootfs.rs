@@ -51,6 +51,15 @@ pub fn prepare(guests: &Guests) -> Result<PathBuf> {
     Ok(entry.join("rootfs.ext4"))
 }
 
+/// Busybox as an entry of its own: the lab and the initrds are made of it too.
+pub fn busybox(guests: &Guests) -> Result<PathBuf> {
+    let package = guests.package(&[PACKAGE])?;
+    let recipe = Recipe::new("busybox").with(VERSION).with(&package.version);
+    guests
+        .cache
+        .get_or_build(&recipe, |directory| install_busybox(package, directory))
+}
+
 fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
     for name in [
         "bin",
