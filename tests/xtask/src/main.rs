@@ -2,10 +2,13 @@
 
 mod cpio;
 mod debian;
+mod demo;
 mod guest;
+mod host;
 mod lab;
 mod progress;
 mod run;
+mod suite;
 mod workspace;
 
 use std::path::PathBuf;
@@ -33,6 +36,10 @@ enum Task {
     /// Run a command, or a shell, on a software-emulated host with a working /dev/kvm.
     #[command(long_about = LAB_HELP)]
     Lab(lab::Options),
+    /// Build mvm and boot a stock Debian guest with it: a shell at a terminal, otherwise facts that are checked.
+    Demo,
+    /// Run all tests: cargo's, and the end-to-end tests on this machine's KVM or in the lab.
+    Test(suite::Options),
     /// The lab's own end of the wire.
     #[command(hide = true)]
     LabInside {
@@ -68,6 +75,12 @@ fn run_task(args: Args) -> Result<ExitCode> {
             }
         }
         Task::Lab(options) => return Ok(lab::lab(options)?.into()),
+        Task::Demo => return Ok(demo::demo()?.into()),
+        Task::Test(options) => {
+            if !suite::suite(&options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Task::LabInside { port } => lab::inside::serve(&port)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -38,6 +38,13 @@ impl Step {
         }
     }
 
+    /// Leaves the terminal to a program that shows its own progress.
+    pub fn hide(&self) {
+        if let Some(bar) = &self.spinner {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+    }
+
     /// What the step is at: shown beside the spinner, and not at all where there is none.
     pub fn at(&self, detail: impl Into<String>) {
         if let Some(bar) = &self.spinner {

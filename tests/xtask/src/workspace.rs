@@ -24,14 +24,26 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Runs cargo in the checkout.
-pub fn cargo(arguments: &[&str]) -> Result<()> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    run::shown(Command::new(cargo).args(arguments).current_dir(root()))
+/// cargo, to be run in the checkout.
+pub fn cargo_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
 }
 
 /// Builds the release binary of a package; its path.
 pub fn release(package: &str) -> Result<PathBuf> {
-    cargo(&["build", "--release", "--package", package])?;
+    run::shown(&mut cargo_command(&[
+        "build",
+        "--release",
+        "--package",
+        package,
+    ]))?;
     Ok(target().join("release").join(package))
+}
+
+/// Builds the debug binary of a package; its path.
+pub fn debug(package: &str) -> Result<PathBuf> {
+    run::shown(&mut cargo_command(&["build", "--package", package]))?;
+    Ok(target().join("debug").join(package))
 }

@@ -31,6 +31,8 @@ pub struct Stock {
     pub vmlinuz: PathBuf,
     /// The ELF kernel inside it.
     pub vmlinux: PathBuf,
+    /// Its release, as `uname -r` gives it.
+    pub release: String,
     /// An initramfs with its virtio modules, which mounts `root=`.
     pub initrd: PathBuf,
     /// The modules that the lab loads when this kernel is its own: a tree to be put at `/`.

@@ -62,11 +62,13 @@ pub fn prepare(guests: &Guests) -> Result<Stock> {
         step.done();
         Ok(())
     })?;
+    let lab_modules = entry.join("lab-modules");
     Ok(Stock {
+        release: release(&lab_modules)?,
         vmlinuz: entry.join("vmlinuz"),
         vmlinux: entry.join("vmlinux"),
         initrd: entry.join("initrd.img"),
-        lab_modules: entry.join("lab-modules"),
+        lab_modules,
     })
 }
 
@@ -87,6 +89,17 @@ fn pack_initrd(tree: &Path, busybox: &Package, init: &Path, to: &Path) -> Result
     Ok(())
 }
 
+/// The release of the kernel whose modules are in a tree.
+fn release(tree: &Path) -> Result<String> {
+    let name = fs::read_dir(tree.join("lib/modules"))?
+        .next()
+        .context("a kernel without modules")??
+        .file_name();
+    name.into_string()
+        .ok()
+        .context("a kernel's release is not UTF-8")
+}
+
 /// The modules of an unpacked kernel package.
 #[derive(Debug)]
 struct Modules {
@@ -98,16 +111,9 @@ struct Modules {
 
 impl Modules {
     fn of(root: &Path) -> Result<Self> {
-        let release = fs::read_dir(root.join("lib/modules"))?
-            .next()
-            .context("the kernel package holds no modules")??
-            .file_name()
-            .into_string()
-            .ok()
-            .context("the kernel's release is not UTF-8")?;
         let modules = Self {
             root: root.to_owned(),
-            release,
+            release: release(root)?,
         };
         modules.index(root)?;
         Ok(modules)

@@ -158,14 +158,9 @@ fn send_outputs(port: &Port, outputs: Outputs) -> Receiver<()> {
 fn take_input(reader: &mut File, mut input: Input) {
     while let Ok(Some(frame)) = Frame::read(reader) {
         match (frame, &mut input) {
+            // A command that does not want its input closes it; what is left of it is dropped.
             (Frame::Input(data), Input::Pipe(pipe)) => {
-                // A command that does not want its input closes it; what is left of it is dropped.
-                if pipe
-                    .as_mut()
-                    .is_some_and(|pipe| pipe.write_all(&data).is_err())
-                {
-                    *pipe = None;
-                }
+                *pipe = pipe.take().filter(|mut pipe| pipe.write_all(&data).is_ok());
             }
             (Frame::Input(data), Input::Terminal(master)) => {
                 let mut rest = data.as_slice();

@@ -22,6 +22,7 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
+pub use self::image::guest_files;
 use self::machine::{Machine, Size};
 pub use self::terminal::interactive;
 use self::wire::{Frame, pump};
@@ -73,13 +74,29 @@ impl Options {
     }
 }
 
+/// What becomes of the command's output, besides being passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capture {
+    /// Nothing.
+    Nothing,
+    /// Its standard output is kept too.
+    Output,
+}
+
+/// The stock kernel, its initrd and the root file system, in the lab.
+pub const GUEST_FILES: [&str; 3] = ["/guest/vmlinuz", "/guest/initrd", "/guest/rootfs"];
+
 /// How a lab run ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Ended {
     /// The command's exit status.
     pub status: u8,
     /// How long the lab took to come up.
     pub boot: Duration,
+    /// How long the command took.
+    pub command: Duration,
+    /// Its standard output, where that was asked for.
+    pub output: Vec<u8>,
 }
 
 /// Something that the main thread has to handle.
@@ -94,17 +111,23 @@ enum Event {
 /// Builds what is needed and runs the command in the lab; its exit status.
 pub fn lab(options: Options) -> Result<u8> {
     let guests = Guests::open()?;
-    let profile: &[&str] = if options.debug { &[] } else { &["--release"] };
-    workspace::cargo(&[&["build", "--quiet", "--package", "mvm"], profile].concat())?;
-    let directory = if options.debug { "debug" } else { "release" };
-    let programs = [workspace::target().join(directory).join("mvm")];
-    Ok(boot(&guests, &programs, &options)?.status)
+    let build = if options.debug {
+        workspace::debug
+    } else {
+        workspace::release
+    };
+    Ok(boot(&guests, &[build("mvm")?], &options, Capture::Nothing)?.status)
 }
 
 /// Runs the command in a lab with these programs in its `/bin`.
-pub fn boot(guests: &Guests, programs: &[PathBuf], options: &Options) -> Result<Ended> {
+pub fn boot(
+    guests: &Guests,
+    programs: &[PathBuf],
+    options: &Options,
+    capture: Capture,
+) -> Result<Ended> {
     let tiny = guests.tiny_if_built()?;
-    let mut files = image::guest_files(guests, tiny.as_ref())?;
+    let mut files = guest_files(guests, tiny.as_ref())?;
     let takes = [("bin", programs), ("work", &options.with)];
     for (place, sources) in takes {
         for source in sources {
@@ -135,12 +158,19 @@ pub fn boot(guests: &Guests, programs: &[PathBuf], options: &Options) -> Result<
         log,
         options,
         carried: None,
+        output: (capture == Capture::Output).then(Vec::new),
     };
     session.wait_until_ready(start + BOOT_LIMIT)?;
     let boot = start.elapsed();
     step.done();
+    let start = Instant::now();
     let status = session.run()?;
-    Ok(Ended { status, boot })
+    Ok(Ended {
+        status,
+        boot,
+        command: start.elapsed(),
+        output: session.output.take().unwrap_or_default(),
+    })
 }
 
 /// One lab from its start to its end.
@@ -153,6 +183,8 @@ struct Session<'a> {
     options: &'a Options,
     /// The file that is being carried out.
     carried: Option<File>,
+    /// What the command said, where that is kept.
+    output: Option<Vec<u8>>,
 }
 
 impl Session<'_> {
@@ -181,7 +213,7 @@ impl Session<'_> {
         } else {
             self.options.command.clone()
         };
-        let at_terminal = terminal::interactive();
+        let at_terminal = interactive();
         let window = at_terminal.then(terminal::size);
         Frame::Run {
             argv,
@@ -242,7 +274,12 @@ impl Session<'_> {
     fn take(&mut self, frame: Frame) -> Result<()> {
         match frame {
             // Whoever reads this may have left (`| head`); the command goes on and its status still counts.
-            Frame::Output(data) => ignore_broken_pipe(write_all(io::stdout(), &data)),
+            Frame::Output(data) => {
+                if let Some(output) = &mut self.output {
+                    output.extend(&data);
+                }
+                ignore_broken_pipe(write_all(io::stdout(), &data))
+            }
             Frame::Error(data) => ignore_broken_pipe(write_all(io::stderr(), &data)),
             Frame::File(name) => {
                 self.carried = self.create(Path::new(&name))?;

@@ -1,0 +1,79 @@
+//! End-to-end tests: real kernels booted by the `mvm` binary, judged by what comes out of it.
+//!
+//! `cargo xtask test` runs this on the host where its KVM runs stock kernels, and otherwise in the lab, all tests
+//! in one boot of it. Each test has a directory, a time limit and its own guests; what the guests said is kept where
+//! a test fails.
+
+mod cases;
+mod context;
+mod pty;
+mod runner;
+mod vm;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::context::Setting;
+
+/// End-to-end tests of mvm.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The binary under test.
+    #[arg(long, default_value = "/bin/mvm")]
+    mvm: PathBuf,
+    /// Where the guest files are, by the names that `cargo xtask guest` prints.
+    #[arg(long, default_value = "/guest")]
+    guest: PathBuf,
+    /// Where the logs of failed tests are put.
+    #[arg(long, default_value = "/out")]
+    out: PathBuf,
+    /// How many tests run at once; by default as many as there are CPUs.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Print the names of the tests and run none.
+    #[arg(long)]
+    list: bool,
+    /// Run only tests whose name contains one of these.
+    filter: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("e2e: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs what was asked for; whether nothing failed.
+fn run(args: &Args) -> Result<bool> {
+    let mut tests = cases::all();
+    if !args.filter.is_empty() {
+        tests.retain(|test| {
+            args.filter
+                .iter()
+                .any(|word| test.name.contains(word.as_str()))
+        });
+    }
+    if args.list {
+        for test in &tests {
+            println!("{}", test.name);
+        }
+        return Ok(true);
+    }
+    let setting = Setting {
+        mvm: args.mvm.clone(),
+        guest: args.guest.clone(),
+        out: args.out.clone(),
+    };
+    let jobs = args
+        .jobs
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    Ok(runner::run(&tests, &setting, jobs))
+}

@@ -1,0 +1,415 @@
+//! One run of `mvm`: its command line, its streams, and how it ended.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::context::Context;
+
+/// What a run says, as it says it.
+#[derive(Debug)]
+pub struct Transcript {
+    command: String,
+    said: Mutex<Said>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    /// Streams that are still open.
+    open: usize,
+}
+
+/// Which stream something came from.
+#[derive(Debug, Clone, Copy)]
+pub enum Stream {
+    /// Standard output: the guest's console.
+    Stdout,
+    /// Standard error: mvm's own words.
+    Stderr,
+}
+
+impl Transcript {
+    /// Nothing said yet.
+    pub fn new(command: String) -> Self {
+        Self {
+            command,
+            said: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything on standard output so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.lock().stdout).into_owned()
+    }
+
+    /// Everything on standard error so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.lock().stderr).into_owned()
+    }
+
+    /// Reads a stream to its end in a thread of its own, resting between reads if so told.
+    pub fn follow(
+        self: &Arc<Self>,
+        mut from: impl Read + Send + 'static,
+        stream: Stream,
+        rest: Duration,
+    ) -> JoinHandle<()> {
+        self.lock().open += 1;
+        let transcript = self.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            // A terminal whose last user has gone reads as an error: its end too.
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                let mut said = transcript.lock();
+                match stream {
+                    Stream::Stdout => said.stdout.extend(&buffer[..count]),
+                    Stream::Stderr => said.stderr.extend(&buffer[..count]),
+                }
+                drop(said);
+                transcript.changed.notify_all();
+                if !rest.is_zero() {
+                    thread::sleep(rest);
+                }
+            }
+            transcript.lock().open -= 1;
+            transcript.changed.notify_all();
+        })
+    }
+
+    /// Waits until `text` has been said on either stream.
+    pub fn wait_for(&self, text: &str, deadline: Instant) -> Result<()> {
+        let heard = |bytes: &[u8]| {
+            bytes
+                .windows(text.len())
+                .any(|window| window == text.as_bytes())
+        };
+        let mut said = self.lock();
+        loop {
+            if heard(&said.stdout) || heard(&said.stderr) {
+                return Ok(());
+            }
+            ensure!(said.open > 0, "it ended without saying '{text}'");
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "it did not say '{text}' in time");
+            said = self
+                .changed
+                .wait_timeout(said, left)
+                .map_or_else(|error| error.into_inner().0, |(said, _)| said);
+        }
+    }
+}
+
+impl fmt::Display for Transcript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "$ {}", self.command)?;
+        writeln!(f, "--- standard output\n{}", self.stdout())?;
+        writeln!(f, "--- standard error\n{}", self.stderr())
+    }
+}
+
+/// A command line that is being put together.
+#[derive(Debug)]
+pub struct Mvm<'a> {
+    context: &'a Context,
+    program: OsString,
+    args: Vec<OsString>,
+    append: Vec<String>,
+    reading_rest: Duration,
+}
+
+impl<'a> Mvm<'a> {
+    /// The bare command.
+    pub fn new(context: &'a Context, program: &Path) -> Self {
+        Self {
+            context,
+            program: program.into(),
+            args: Vec::new(),
+            append: Vec::new(),
+            reading_rest: Duration::ZERO,
+        }
+    }
+
+    /// One argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Several, separated by spaces.
+    #[must_use]
+    pub fn args(self, args: &str) -> Self {
+        args.split_whitespace().fold(self, Self::arg)
+    }
+
+    /// A further disk: a path, and what comes after it in the option.
+    #[must_use]
+    pub fn disk(self, path: &Path, options: &str) -> Self {
+        let mut disk = path.as_os_str().to_owned();
+        disk.push(options);
+        self.arg("--disk").arg(disk)
+    }
+
+    /// Words for the end of the kernel command line.
+    #[must_use]
+    pub fn append(mut self, words: &str) -> Self {
+        self.append.push(words.to_owned());
+        self
+    }
+
+    /// One of the root file system's scripts, with arguments after commas.
+    #[must_use]
+    pub fn script(self, script: &str) -> Self {
+        self.append(&format!("mvm.test={script}"))
+    }
+
+    /// Reads the output slowly: a few bytes, then a rest.
+    #[must_use]
+    pub fn read_slowly(mut self, rest: Duration) -> Self {
+        self.reading_rest = rest;
+        self
+    }
+
+    /// The arguments as they will be given.
+    pub fn finish(&self) -> Vec<OsString> {
+        let mut args = self.args.clone();
+        if !self.append.is_empty() {
+            args.extend(["--append".into(), self.append.join(" ").into()]);
+        }
+        args
+    }
+
+    /// The program.
+    pub fn program(&self) -> &OsStr {
+        &self.program
+    }
+
+    /// As people would type it.
+    pub fn to_line(&self) -> String {
+        let args: Vec<_> = self
+            .finish()
+            .iter()
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect();
+        format!("mvm {}", args.join(" "))
+    }
+
+    /// Starts it with pipes on all three streams.
+    pub fn spawn(&self) -> Result<Vm> {
+        let mut child = Command::new(&self.program)
+            .args(self.finish())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let transcript = self.context.transcript(self.to_line());
+        let mut readers = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            readers.push(transcript.follow(stdout, Stream::Stdout, self.reading_rest));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            readers.push(transcript.follow(stderr, Stream::Stderr, Duration::ZERO));
+        }
+        Ok(Vm {
+            stdin: child.stdin.take(),
+            child,
+            transcript,
+            readers,
+            deadline: self.context.deadline,
+        })
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run(&self) -> Result<Outcome> {
+        let mut vm = self.spawn()?;
+        // Nothing to say to it, but the end of input is a test of its own.
+        vm.wait()
+    }
+
+    /// Runs it and checks its exit status.
+    pub fn exits_with(&self, status: i32) -> Result<Outcome> {
+        let outcome = self.run()?;
+        outcome.check(status)?;
+        Ok(outcome)
+    }
+}
+
+/// A running `mvm`. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Vm {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    transcript: Arc<Transcript>,
+    readers: Vec<JoinHandle<()>>,
+    deadline: Instant,
+}
+
+impl Vm {
+    /// Waits until the guest or mvm says this.
+    pub fn wait_for(&self, text: &str) -> Result<()> {
+        self.transcript.wait_for(text, self.deadline)
+    }
+
+    /// What has been said so far on standard output.
+    pub fn stdout(&self) -> String {
+        self.transcript.stdout()
+    }
+
+    /// What has been said so far on standard error.
+    pub fn stderr(&self) -> String {
+        self.transcript.stderr()
+    }
+
+    /// Types into the console.
+    pub fn type_in(&mut self, text: &str) -> Result<()> {
+        let stdin = self.stdin.as_mut().context("its input is closed")?;
+        Ok(stdin.write_all(text.as_bytes())?)
+    }
+
+    /// Ends its input.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("no process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> Result<Outcome> {
+        let status = wait_until(&mut self.child, self.deadline)?;
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        Ok(Outcome {
+            status,
+            stdout: self.transcript.stdout(),
+            stderr: self.transcript.stderr(),
+        })
+    }
+
+    /// Waits for its end and checks its exit status.
+    pub fn exits_with(&mut self, status: i32) -> Result<Outcome> {
+        let outcome = self.wait()?;
+        outcome.check(status)?;
+        Ok(outcome)
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child's end, and kills it when it comes too late.
+pub fn wait_until(child: &mut Child, deadline: Instant) -> Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("mvm had not ended by the test's time limit");
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its status.
+    pub status: ExitStatus,
+    /// The guest's console.
+    pub stdout: String,
+    /// mvm's own words.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Fails unless the exit status is this one.
+    pub fn check(&self, status: i32) -> Result<()> {
+        let got = match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => code.to_string(),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => "neither status nor signal".to_owned(),
+        };
+        ensure!(
+            self.status.code() == Some(status),
+            "mvm ended with {got}, not {status}; its last words:\n{}",
+            last_lines(&format!("{}\n{}", self.stdout, self.stderr), 8)
+        );
+        Ok(())
+    }
+
+    /// Fails unless the console has a line that contains this.
+    pub fn says(&self, text: &str) -> Result<()> {
+        ensure!(
+            self.stdout.contains(text),
+            "the guest did not say '{text}'; its last words:\n{}",
+            last_lines(&self.stdout, 8)
+        );
+        Ok(())
+    }
+
+    /// Fails if the console has this.
+    pub fn does_not_say(&self, text: &str) -> Result<()> {
+        ensure!(!self.stdout.contains(text), "the guest said '{text}'");
+        Ok(())
+    }
+
+    /// The rest of the first console line that begins with `key` and a colon.
+    pub fn value(&self, key: &str) -> Result<&str> {
+        let start = format!("{key}: ");
+        let value = self
+            .stdout
+            .lines()
+            .find_map(|line| line.trim_end().strip_prefix(start.as_str()));
+        value.with_context(|| {
+            format!(
+                "no '{key}:' among the guest's last words:\n{}",
+                last_lines(&self.stdout, 8)
+            )
+        })
+    }
+}
+
+/// The end of a text.
+pub fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
