@@ -203,6 +203,8 @@ impl SerialInput {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
             // Somebody else was faster. Where there is no event to wait for, it would never end.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => *watch != Watch::Never,
+            // A terminal that has been hung up: the end, as good as any.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => false,
             Err(error) => {
                 log::warn!("console input ends: {error}");
                 false
