@@ -402,3 +402,6 @@ impl Drop for Sink {
         self.close(Duration::ZERO);
     }
 }
+
+#[cfg(test)]
+mod tests;
