@@ -33,11 +33,24 @@ struct Args {
     /// How many tests run at once; by default as many as there are CPUs.
     #[arg(long)]
     jobs: Option<usize>,
+    /// Run only the I-th of N parts of the tests.
+    #[arg(long, value_name = "I/N", value_parser = parse_part, default_value = "1/1")]
+    part: (usize, usize),
     /// Print the names of the tests and run none.
     #[arg(long)]
     list: bool,
     /// Run only tests whose name contains one of these.
     filter: Vec<String>,
+}
+
+/// Reads `I/N`, with 1 <= I <= N.
+fn parse_part(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text
+        .split_once('/')
+        .and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    numbers
+        .filter(|(part, parts)| (1..=*parts).contains(part))
+        .ok_or_else(|| "write it as 1/2".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -61,6 +74,8 @@ fn run(args: &Args) -> Result<bool> {
                 .any(|word| test.name.contains(word.as_str()))
         });
     }
+    let (part, parts) = args.part;
+    let tests: Vec<_> = tests.into_iter().skip(part - 1).step_by(parts).collect();
     if args.list {
         for test in &tests {
             println!("{}", test.name);

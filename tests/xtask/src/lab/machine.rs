@@ -19,12 +19,14 @@ use crate::debian::{self, Program};
 const QEMU: Program = Program("qemu-system-x86_64", "qemu-system-x86");
 
 /// A CPU that emulates cheaply, and with it AMD-V with nested paging. `max` and `EPYC` have costlier exits.
-const CPU: &str = "qemu64,+svm,+npt,+nrip-save,+cx16,+popcnt,+sse4.1,+sse4.2,+ssse3,+rdrand";
+const CPU: &str = "qemu64,+svm,+npt,+cx16,+popcnt,+sse4.1,+sse4.2,+ssse3,+rdrand";
 
 /// How big the emulated host is.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// CPUs.
+    /// CPUs. QEMU 7.2 translates code without holding the lock of its page, so a kernel that patches its own text
+    /// on one CPU can leave the others with the breakpoint that it patched over; with guests on two CPUs at once the
+    /// emulator itself has been seen to end. One CPU is reliable, and two labs are as fast as one with two CPUs.
     pub cpus: u32,
     /// Memory in MiB.
     pub mib: u32,

@@ -36,8 +36,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// What to run in the lab, and in what.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// CPUs of the emulated host.
-    #[arg(long, default_value_t = 2)]
+    /// CPUs of the emulated host. With more than one, the emulation of AMD-V loses its way sooner or later.
+    #[arg(long, default_value_t = 1)]
     pub cpus: u32,
     /// Its memory in MiB.
     #[arg(long, default_value_t = 4096)]
@@ -63,7 +63,7 @@ impl Options {
     /// A command with everything else as usual.
     pub fn command(command: Vec<OsString>) -> Self {
         Self {
-            cpus: 2,
+            cpus: 1,
             mem: 4096,
             timeout: None,
             with: Vec::new(),
