@@ -1,2 +1,67 @@
-//! The `mvm` command.
-fn main() {}
+//! The `mvm` command: reads what is asked for, does it, and ends with a status that says how it went.
+
+mod args;
+mod config;
+mod doctor;
+mod duration;
+mod host;
+mod keys;
+mod logging;
+mod signals;
+mod status;
+mod terminal;
+
+use std::env;
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use args::{Command, CommandLine, Refusal};
+use config::Settings;
+
+fn main() -> ExitCode {
+    let line = match CommandLine::read(env::args_os()) {
+        Ok(line) => line,
+        Err(Refusal::Usage(message)) => return fail(&message),
+        Err(Refusal::Text(text)) => {
+            // A reader that has seen enough of the help is no error.
+            let _ = text.print();
+            return ExitCode::SUCCESS;
+        }
+    };
+    let done = match line.command {
+        Some(Command::Doctor(args)) => doctor::run(&args).map_err(Into::into),
+        None => boot(line.settings, line.config.as_deref()),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => fail(&chain(&*error)),
+    }
+}
+
+fn boot(settings: Settings, file: Option<&Path>) -> Result<u8, Box<dyn Error>> {
+    let run = settings.resolve(file)?;
+    logging::start(run.log_level, run.log_file.as_deref())?;
+    Err("the library cannot boot a VM yet".into())
+}
+
+/// mvm's own failure: one line, whatever the message quotes.
+fn fail(message: &str) -> ExitCode {
+    terminal::say(&logging::one_line(message));
+    ExitCode::from(status::MVM_FAILED)
+}
+
+/// An error and its causes in one line, each said once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line
+}

@@ -1,0 +1,241 @@
+//! The command line: what can be said, the help that teaches it, and errors in one line.
+//!
+//! Only syntax lives here; what the settings mean together is [`crate::config`]'s.
+
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Settings;
+
+/// A whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mvm",
+    version,
+    about = "Boots a Linux kernel in a KVM micro-VM",
+    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS]\n       mvm doctor [--json]",
+    after_help = "'mvm --help' has examples, the exit statuses and the keys at the terminal.",
+    after_long_help = AFTER_LONG_HELP,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct CommandLine {
+    /// What to do other than boot a VM.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The VM and how it is run.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Read settings from FILE, TOML or JSON
+    ///
+    /// A key is the name of an option without its dashes: `kernel = "vmlinux"`, `no-acpi = true`,
+    /// `disk = ["a.img", "b.img,ro"]`. Paths are relative to the file. An option on the command line
+    /// wins over the file; `--disk` replaces the file's disks.
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+}
+
+/// What mvm does besides booting a VM.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell what this host can do, and the remedy where it cannot
+    ///
+    /// Looks at /dev/kvm, runs a tiny guest on it, and checks huge pages, tun and the programs that
+    /// testing needs. The exit status is 0 where stock kernels boot, 1 where they do not; warnings do
+    /// not count.
+    Doctor(DoctorArgs),
+}
+
+/// `mvm doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object: version, host, checks
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER_LONG_HELP: &str = "\
+Examples:
+  mvm --kernel vmlinux --rootfs img.ext4
+  mvm --kernel vmlinuz --initrd initrd.img --rootfs img.ext4 --cpus 2 --mem 1G
+  mvm --kernel vmlinux --rootfs img.ext4,ro --disk data.img,serial=data --disk 'a,,b.img,ro'
+  mvm --kernel vmlinux --rootfs img.ext4 --console file=boot.log --timeout 2m
+  mvm --config vm.toml --mem 4G
+
+At the terminal (where the console is stdio and standard input is a terminal):
+  Ctrl-A x       end the VM
+  Ctrl-A h       list these keys
+  Ctrl-A Ctrl-A  send Ctrl-A to the guest
+
+Signals:
+  SIGTERM, SIGINT   the first presses the power button, the second ends the VM
+  SIGHUP, SIGQUIT   end the VM
+
+Exit status:
+  0      the guest powered off, rebooted or halted, or Ctrl-A x ended it
+  123    the guest panicked or triple-faulted
+  124    --timeout ran out
+  125    mvm itself failed: arguments, files, KVM
+  128+N  signal N ended the VM (130 SIGINT, 143 SIGTERM)
+";
+
+/// A command line that cannot be obeyed, or that asks for text only.
+#[derive(Debug)]
+pub enum Refusal {
+    /// `--help` or `--version`: print this and succeed.
+    Text(Box<clap::Error>),
+    /// One line for the user.
+    Usage(String),
+}
+
+impl CommandLine {
+    /// Reads a command line.
+    pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, Refusal> {
+        Self::try_parse_from(args).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Text(Box::new(error)),
+            _ => Refusal::Usage(in_one_line(&error)),
+        })
+    }
+}
+
+/// clap explains over several lines; here the option, the cause and the remedy are one.
+fn in_one_line(error: &clap::Error) -> String {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
+        _ => None,
+    };
+    let option = context(ContextKind::InvalidArg)
+        .map(|text| without_value(&text))
+        .unwrap_or_default();
+    let value = context(ContextKind::InvalidValue).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::ValueValidation => {
+            let cause = error.source().map(ToString::to_string).unwrap_or_default();
+            format!("{option} {value}: {cause}")
+        }
+        ErrorKind::InvalidValue if value.is_empty() => {
+            format!("{option} needs a value; see 'mvm --help'")
+        }
+        ErrorKind::InvalidValue => {
+            let valid = context(ContextKind::ValidValue).unwrap_or_default();
+            format!("{option} {value}: not one of {valid}")
+        }
+        ErrorKind::UnknownArgument if option.starts_with('-') => {
+            let hint = context(ContextKind::SuggestedArg)
+                .map_or_else(String::new, |near| format!(", did you mean {near}?"));
+            format!("unknown option {option}{hint}; see 'mvm --help'")
+        }
+        ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => {
+            let word = context(ContextKind::InvalidSubcommand).unwrap_or(option);
+            format!(
+                "unexpected argument '{word}'; a kernel is given as --kernel PATH, the only command is doctor"
+            )
+        }
+        ErrorKind::ArgumentConflict => {
+            let prior = context(ContextKind::PriorArg).map(|text| without_value(&text));
+            match (context(ContextKind::InvalidSubcommand), prior) {
+                (Some(command), _) => {
+                    format!("'{command}' is for itself; leave out the options of a VM")
+                }
+                (None, Some(prior)) if prior != option => {
+                    format!("{option} cannot be used together with {prior}")
+                }
+                _ => format!("{option} is given twice"),
+            }
+        }
+        _ => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            let first = first.strip_prefix("error: ").unwrap_or(first);
+            format!("{first}; see 'mvm --help'")
+        }
+    }
+}
+
+/// `--mem <SIZE>` names the option and its value; the option will do.
+fn without_value(option: &str) -> String {
+    option.split(" <").next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn refused(args: &str) -> String {
+        let args = ["mvm"].into_iter().chain(args.split_whitespace());
+        match CommandLine::read(args.map(OsString::from)) {
+            Err(Refusal::Usage(line)) => line,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_refusal_is_one_line_with_the_option_and_the_remedy() {
+        for (args, line) in [
+            (
+                "--mem 1.5G",
+                "--mem 1.5G: '1.5G' is not a size; write a whole number and a unit, such as 256M or 4G",
+            ),
+            (
+                "--disk a.img,rw",
+                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial",
+            ),
+            ("--cpus 300", "--cpus 300: 300 is not in 0..=255"),
+            (
+                "--log-level loud",
+                "--log-level loud: not one of off, error, warn, info, debug, trace",
+            ),
+            (
+                "--kernal x",
+                "unknown option --kernal, did you mean --kernel?; see 'mvm --help'",
+            ),
+            ("--frob", "unknown option --frob; see 'mvm --help'"),
+            ("--kernel", "--kernel needs a value; see 'mvm --help'"),
+            (
+                "vmlinux",
+                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, the only command is doctor",
+            ),
+            ("--mem 1G --mem 2G", "--mem is given twice"),
+        ] {
+            assert_eq!(refused(args), line);
+        }
+    }
+
+    #[test]
+    fn options_and_commands_do_not_mix() {
+        assert_eq!(
+            refused("--cpus 2 doctor"),
+            "'doctor' is for itself; leave out the options of a VM"
+        );
+        let line = refused("doctor --cpus 2");
+        assert!(line.contains("--cpus"), "{line}");
+    }
+
+    #[test]
+    fn the_help_lists_every_option_and_status() {
+        let Err(Refusal::Text(help)) = CommandLine::read(["mvm", "--help"].map(OsString::from))
+        else {
+            panic!("--help is text");
+        };
+        let help = help.to_string();
+        for command in CommandLine::command().get_arguments() {
+            let option = format!("--{}", command.get_long().unwrap());
+            assert!(help.contains(&option), "{option}");
+        }
+        for status in ["123", "124", "125", "128+N", "Ctrl-A x"] {
+            assert!(help.contains(status), "{status}");
+        }
+    }
+}

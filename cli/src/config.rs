@@ -1,0 +1,286 @@
+//! The settings of a VM: one structure that flags and a configuration file both fill, and how the two
+//! become what the library takes.
+//!
+//! A setting is declared once, in [`Settings`]; the name of its option is its key in the file.
+
+mod file;
+mod forms;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use log::LevelFilter;
+use serde::Deserialize;
+use thiserror::Error;
+use vmm::config::{ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, VmConfig};
+use vmm::console::ConsoleConfig;
+
+use crate::duration::Limit;
+pub use file::FileError;
+
+/// Everything that can be set, none of it required yet.
+#[derive(Debug, Default, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Settings {
+    /// Kernel: ELF vmlinux, PVH ELF or bzImage, told apart by content
+    #[arg(long, value_name = "PATH", help_heading = "Boot")]
+    pub kernel: Option<PathBuf>,
+    /// Initramfs
+    #[arg(long, value_name = "PATH", help_heading = "Boot")]
+    pub initrd: Option<PathBuf>,
+    /// Replace the default kernel command line
+    #[arg(long, value_name = "STRING", help_heading = "Boot", long_help = cmdline_help())]
+    pub cmdline: Option<String>,
+    /// Extend the kernel command line
+    #[arg(long, value_name = "STRING", help_heading = "Boot")]
+    pub append: Option<String>,
+    /// Number of virtual CPUs [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub cpus: Option<u8>,
+    /// Guest memory with a unit, such as 256M or 4G [default: 256M]
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    pub mem: Option<MemorySize>,
+    /// Give the guest no ACPI tables
+    ///
+    /// Such a guest is told of its devices on the kernel command line, has one CPU, and no power button.
+    #[arg(long, help_heading = "Machine")]
+    pub no_acpi: bool,
+    /// First disk, the guest's root file system
+    ///
+    /// `root=/dev/vda` goes on the kernel command line, with `rw` or `ro`. Example:
+    /// `--rootfs img.ext4,ro`. A comma in the path is written twice.
+    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", help_heading = "Disks")]
+    #[serde(deserialize_with = "forms::optional_text_or_table")]
+    pub rootfs: Option<DiskConfig>,
+    /// Further disk, an image file or a block device; repeatable
+    ///
+    /// `ro` keeps the guest from writing it and lets several VMs share it; `serial` is what the guest
+    /// reads as its id. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
+    #[arg(
+        long = "disk",
+        value_name = "PATH[,ro][,serial=TEXT]",
+        help_heading = "Disks"
+    )]
+    #[serde(rename = "disk", deserialize_with = "forms::list_of_text_or_table")]
+    pub disks: Vec<DiskConfig>,
+    /// Where the serial console goes [default: stdio]
+    ///
+    /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
+    /// pseudo-terminal for a terminal program to open; `unix=PATH` is a socket that one client at a time
+    /// connects to; `none` drops the output. Example: `--console file=boot.log`.
+    #[arg(
+        long,
+        value_name = "stdio|file=PATH|pty|unix=PATH|none",
+        help_heading = "Running"
+    )]
+    pub console: Option<ConsoleConfig>,
+    /// End the VM after this time, such as 500ms, 60s, 2m or 1h
+    #[arg(long, value_name = "DURATION", help_heading = "Running")]
+    pub timeout: Option<Limit>,
+    /// How much mvm logs [default: warn]
+    #[arg(long, value_name = "LEVEL", help_heading = "Running")]
+    pub log_level: Option<LogLevel>,
+    /// Append mvm's log to a file instead of standard error
+    #[arg(long, value_name = "PATH", help_heading = "Running")]
+    pub log_file: Option<PathBuf>,
+}
+
+fn cmdline_help() -> String {
+    format!(
+        "Replace the default kernel command line\n\nThe default is '{DEFAULT_CMDLINE}'. What the \
+         devices need (such as root=) is still added."
+    )
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What ends or cripples a VM.
+    Error,
+    /// What a user should know.
+    Warn,
+    /// What was set up.
+    Info,
+    /// What an engineer looks for.
+    Debug,
+    /// Every event.
+    Trace,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::Off,
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+/// Why the settings are not a VM.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// The configuration file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Neither the flags nor the file name a kernel.
+    #[error("no kernel given; name one with --kernel PATH, see 'mvm --help'")]
+    NoKernel,
+    /// What they describe cannot be a VM.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// How the VM is run, apart from what it is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Run {
+    /// What the VM is.
+    pub vm: VmConfig,
+    /// Where its serial console goes.
+    pub console: ConsoleConfig,
+    /// When it is ended.
+    pub timeout: Option<Limit>,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// Where to, other than standard error.
+    pub log_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Adds what the file says where the flags say nothing, and checks the whole.
+    pub fn resolve(self, file: Option<&Path>) -> Result<Run, SettingsError> {
+        let settings = match file {
+            Some(path) => self.or(file::read(path)?),
+            None => self,
+        };
+        let mut vm = VmConfig::new(settings.kernel.ok_or(SettingsError::NoKernel)?);
+        vm.initrd = settings.initrd;
+        vm.cmdline = settings.cmdline;
+        vm.append = settings.append;
+        vm.cpus = settings.cpus.unwrap_or(vm.cpus);
+        vm.mem = settings.mem.unwrap_or(vm.mem);
+        vm.acpi = !settings.no_acpi;
+        vm.rootfs = settings.rootfs;
+        vm.disks = settings.disks;
+        vm.validate()?;
+        Ok(Run {
+            vm,
+            console: settings.console.unwrap_or_default(),
+            timeout: settings.timeout,
+            log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
+            log_file: settings.log_file,
+        })
+    }
+
+    /// These settings, and the other's where these are silent.
+    fn or(self, other: Self) -> Self {
+        // Taken apart by name, so that a new setting cannot be forgotten here.
+        let Self {
+            kernel,
+            initrd,
+            cmdline,
+            append,
+            cpus,
+            mem,
+            no_acpi,
+            rootfs,
+            disks,
+            console,
+            timeout,
+            log_level,
+            log_file,
+        } = self;
+        Self {
+            kernel: kernel.or(other.kernel),
+            initrd: initrd.or(other.initrd),
+            cmdline: cmdline.or(other.cmdline),
+            append: append.or(other.append),
+            cpus: cpus.or(other.cpus),
+            mem: mem.or(other.mem),
+            no_acpi: no_acpi || other.no_acpi,
+            rootfs: rootfs.or(other.rootfs),
+            disks: if disks.is_empty() { other.disks } else { disks },
+            console: console.or(other.console),
+            timeout: timeout.or(other.timeout),
+            log_level: log_level.or(other.log_level),
+            log_file: log_file.or(other.log_file),
+        }
+    }
+
+    /// Takes relative paths to be relative to `base`.
+    fn relative_to(&mut self, base: &Path) {
+        let files = [&mut self.kernel, &mut self.initrd, &mut self.log_file];
+        let disks = self.rootfs.iter_mut().chain(&mut self.disks);
+        let console = match &mut self.console {
+            Some(ConsoleConfig::File(path) | ConsoleConfig::Unix(path)) => Some(path),
+            _ => None,
+        };
+        let paths = files.into_iter().flatten().chain(console);
+        for path in paths.chain(disks.map(|disk| &mut disk.path)) {
+            // An empty path is a mistake that joining would hide.
+            if !path.as_os_str().is_empty() {
+                *path = base.join(&*path);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(path: &str) -> Settings {
+        Settings {
+            kernel: Some(path.into()),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn flags_win_and_the_file_fills_in() {
+        let flags = Settings {
+            cpus: Some(2),
+            disks: vec![DiskConfig::new("flag.img")],
+            ..kernel("flag")
+        };
+        let file = Settings {
+            cpus: Some(8),
+            mem: Some(MemorySize::mib(512)),
+            no_acpi: true,
+            disks: vec![DiskConfig::new("file.img")],
+            ..kernel("file")
+        };
+        let both = flags.or(file);
+        assert_eq!(both.kernel.unwrap(), Path::new("flag"));
+        assert_eq!(both.cpus, Some(2));
+        assert_eq!(both.mem, Some(MemorySize::mib(512)));
+        assert!(both.no_acpi);
+        assert_eq!(both.disks, [DiskConfig::new("flag.img")]);
+    }
+
+    #[test]
+    fn defaults_are_the_librarys() {
+        let run = kernel("vmlinux").resolve(None).unwrap();
+        assert_eq!(run.vm, VmConfig::new("vmlinux"));
+        assert_eq!(run.log_level, LevelFilter::Warn);
+        assert_eq!(run.timeout, None);
+    }
+
+    #[test]
+    fn a_vm_needs_a_kernel_and_sense() {
+        let error = Settings::default().resolve(None).unwrap_err();
+        assert!(matches!(error, SettingsError::NoKernel));
+        let settings = Settings {
+            cpus: Some(0),
+            ..kernel("vmlinux")
+        };
+        let error = settings.resolve(None).unwrap_err();
+        assert_eq!(error.to_string(), "0 vCPUs asked for; a VM has 1 to 254");
+    }
+}

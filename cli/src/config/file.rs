@@ -1,0 +1,177 @@
+//! Reads a `--config` file: TOML, or JSON where it opens with a brace.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use super::Settings;
+
+/// Why a configuration file could not be used.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// It could not be read.
+    #[error("the configuration file {path} cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is not a configuration.
+    #[error("the configuration file {path}, line {line}: {cause}; see 'mvm --help' for --config")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, from 1.
+        line: usize,
+        /// What is wrong there.
+        cause: String,
+    },
+}
+
+/// Reads the settings, with relative paths taken from the file's own directory.
+pub fn read(path: &Path) -> Result<Settings, FileError> {
+    let text = fs::read_to_string(path).map_err(|source| FileError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let mut settings = parse(&text).map_err(|(line, cause)| FileError::Syntax {
+        path: path.to_owned(),
+        line,
+        cause,
+    })?;
+    settings.relative_to(path.parent().unwrap_or(Path::new("")));
+    Ok(settings)
+}
+
+/// The settings, or the line of the mistake and what it is.
+fn parse(text: &str) -> Result<Settings, (usize, String)> {
+    // No TOML document can begin with a brace, and every JSON object does.
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| {
+            let cause = error.to_string();
+            let place = format!(" at line {} column {}", error.line(), error.column());
+            let cause = cause.strip_suffix(&place).unwrap_or(&cause);
+            (error.line(), cause.to_owned())
+        });
+    }
+    toml::from_str(text).map_err(|error| {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        (line, error.message().replace('\n', ", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LogLevel;
+    use vmm::config::{DiskConfig, MemorySize};
+    use vmm::console::ConsoleConfig;
+
+    const TOML: &str = r#"
+kernel = "vmlinux"
+append = "quiet"
+cpus = 2
+mem = "1G"
+no-acpi = false
+rootfs = "img.ext4,ro"
+disk = ["a.img", { path = "b.img", serial = "b" }]
+console = "file=boot.log"
+timeout = "90s"
+log-level = "debug"
+log-file = "mvm.log"
+"#;
+
+    const JSON: &str = r#"
+{ "kernel": "vmlinux", "append": "quiet", "cpus": 2, "mem": "1G", "no-acpi": false,
+  "rootfs": { "path": "img.ext4", "ro": true },
+  "disk": ["a.img", "b.img,serial=b"],
+  "console": "file=boot.log", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
+
+    fn expected() -> Settings {
+        let disk = |path: &str, read_only, serial: Option<&str>| DiskConfig {
+            read_only,
+            serial: serial.map(str::to_owned),
+            ..DiskConfig::new(path)
+        };
+        Settings {
+            kernel: Some("vmlinux".into()),
+            append: Some("quiet".to_owned()),
+            cpus: Some(2),
+            mem: Some(MemorySize::mib(1024)),
+            rootfs: Some(disk("img.ext4", true, None)),
+            disks: vec![disk("a.img", false, None), disk("b.img", false, Some("b"))],
+            console: Some(ConsoleConfig::File("boot.log".into())),
+            timeout: Some("90s".parse().unwrap()),
+            log_level: Some(LogLevel::Debug),
+            log_file: Some("mvm.log".into()),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn toml_and_json_say_the_same() {
+        assert_eq!(parse(TOML).unwrap(), expected());
+        assert_eq!(parse(JSON).unwrap(), expected());
+        assert_eq!(parse("").unwrap(), Settings::default());
+        assert_eq!(parse("{}").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn mistakes_are_found_by_line() {
+        for (text, line, part) in [
+            (
+                "kernel = \"a\"\nkernal = \"b\"",
+                2,
+                "unknown field `kernal`",
+            ),
+            ("{\n\"kernal\": 1}", 2, "unknown field `kernal`"),
+            ("\n\nmem = \"1X\"", 3, "'1X' is not a size"),
+            ("cpus = 300", 1, "300"),
+            ("disk = [\"a,rw\"]", 1, "unknown key 'rw'"),
+            (
+                "rootfs = { path = \"a\", rw = true }",
+                1,
+                "unknown field `rw`",
+            ),
+            ("rootfs = 7", 1, "text as on the command line, or a table"),
+            ("{ \"timeout\": \"5x\" }", 1, "'5x' is not a duration"),
+            ("kernel =", 1, ""),
+            ("{", 1, "EOF"),
+        ] {
+            let (at, cause) = parse(text).unwrap_err();
+            assert_eq!(at, line, "{text}: {cause}");
+            assert!(cause.contains(part), "{text}: {cause}");
+            assert!(!cause.contains('\n'), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.toml");
+        fs::write(
+            &path,
+            "kernel = \"vmlinux\"\nrootfs = \"/abs.img\"\ndisk = [\"d.img\"]\nconsole = \"unix=s\"",
+        )
+        .unwrap();
+        let settings = read(&path).unwrap();
+        assert_eq!(settings.kernel.unwrap(), dir.path().join("vmlinux"));
+        assert_eq!(settings.rootfs.unwrap().path, Path::new("/abs.img"));
+        assert_eq!(settings.disks[0].path, dir.path().join("d.img"));
+        assert_eq!(
+            settings.console,
+            Some(ConsoleConfig::Unix(dir.path().join("s")))
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = read(Path::new("no/such.toml")).unwrap_err().to_string();
+        assert!(error.starts_with("the configuration file no/such.toml cannot be read: "));
+    }
+}

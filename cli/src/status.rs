@@ -1,0 +1,12 @@
+//! The exit statuses that scripts rely on, and what earns each.
+
+/// The guest panicked or triple-faulted.
+pub const GUEST_CRASHED: u8 = 123;
+/// `--timeout` ran out, as timeout(1) has it.
+pub const TIMED_OUT: u8 = 124;
+/// mvm itself failed, as env(1), timeout(1) and docker(1) have it.
+pub const MVM_FAILED: u8 = 125;
+/// `mvm doctor` found that stock kernels do not boot here.
+pub const DOCTOR_UNFIT: u8 = 1;
+/// A signal ended the VM: this plus its number, as a shell has it.
+pub const SIGNAL_BASE: u8 = 128;

@@ -1,0 +1,203 @@
+//! What the tests of the `mvm` binary share: running it under a time limit, and guests of a few bytes.
+
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// Longer than anything here takes, shorter than anyone's patience.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test, with nothing on its standard input and no say of the environment.
+pub fn mvm() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_remove("NO_COLOR");
+    command
+}
+
+/// Runs to the end, or fails the test.
+pub fn finish(command: &mut Command) -> Output {
+    let mut child = command.spawn().expect("mvm starts");
+    let drain = |pipe: Option<Box<dyn Read + Send>>| {
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            if let Some(mut pipe) = pipe {
+                pipe.read_to_end(&mut text).expect("a pipe can be read");
+            }
+            text
+        })
+    };
+    let stdout = drain(child.stdout.take().map(|pipe| Box::new(pipe) as _));
+    let stderr = drain(child.stderr.take().map(|pipe| Box::new(pipe) as _));
+    let status = wait(&mut child);
+    Output {
+        status,
+        stdout: stdout.join().expect("stdout is read"),
+        stderr: stderr.join().expect("stderr is read"),
+    }
+}
+
+/// Waits for a child's end; one that does not come is killed and fails the test.
+pub fn wait(child: &mut Child) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().expect("a child can be killed");
+            panic!("mvm did not end within {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until something holds, or fails the test.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What was written, which is text.
+pub fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// Whether VMs can be made here; says so where not.
+pub fn has_kvm() -> bool {
+    let open = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    match open {
+        Ok(_) => true,
+        Err(error) => {
+            println!("skipped: /dev/kvm does not open: {error}");
+            false
+        }
+    }
+}
+
+/// A directory of files for one test.
+#[derive(Debug)]
+pub struct Files(TempDir);
+
+impl Files {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory for the test"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A file of these bytes.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, bytes).expect("a file for the test");
+        path
+    }
+
+    /// A sparse file of zeroes.
+    pub fn zeroes(&self, name: &str, len: u64) -> PathBuf {
+        let path = self.path(name);
+        let file = fs::File::create(&path).expect("a file for the test");
+        file.set_len(len).expect("a sparse file");
+        path
+    }
+
+    /// A kernel of this machine code.
+    pub fn kernel(&self, code: &[u8]) -> PathBuf {
+        self.file("kernel", &elf(code))
+    }
+}
+
+/// `jmp $`.
+pub const SPIN: &[u8] = &[0xeb, 0xfe];
+
+/// Writes "hi" to the first serial port, then spins: proof that the guest runs.
+pub const GREET: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
+    0xb0, b'i', 0xee, // mov al, 'i'; out dx, al
+    0xeb, 0xfe, // jmp $
+];
+
+/// Sends each character typed back in upper case, as far as one bit does that.
+pub const SHOUT: &[u8] = &[
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xb0, b'>', 0xee, // mov al, '>'; out dx, al
+    0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd
+    0xec, // in al, dx
+    0xa8, 0x01, // test al, 1: data ready
+    0x74, 0xf7, // jz again
+    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+    0xec, // in al, dx
+    0x24, 0xdf, // and al, ~0x20
+    0xee, // out dx, al
+    0xeb, 0xed, // jmp again
+];
+
+/// Asks the keyboard controller for a reset.
+pub const RESET: &[u8] = &[
+    0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
+    0xeb, 0xfe, // jmp $
+];
+
+/// Points the IDT at nothing and faults.
+pub const TRIPLE_FAULT: &[u8] = &[
+    0x6a, 0x00, 0x6a, 0x00, // push 0; push 0: a limit and base of zero
+    0x0f, 0x01, 0x1c, 0x24, // lidt [rsp]
+    0x0f, 0x0b, // ud2
+];
+
+/// `popcnt rax, rbx`, which an interpreter of guest code does not know.
+pub const POPCNT: &[u8] = &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, 0xeb, 0xfe];
+
+/// An ELF64 executable of one segment at 1 MiB.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 1 << 20;
+    const HEADERS: u64 = 64 + 56;
+    let len = u64::try_from(code.len()).expect("a small kernel");
+    let mut image = Vec::new();
+    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    let half = |image: &mut Vec<u8>, value: u16| image.extend(value.to_le_bytes());
+    let word = |image: &mut Vec<u8>, value: u32| image.extend(value.to_le_bytes());
+    let long = |image: &mut Vec<u8>, value: u64| image.extend(value.to_le_bytes());
+    half(&mut image, 2); // ET_EXEC
+    half(&mut image, 62); // EM_X86_64
+    word(&mut image, 1);
+    long(&mut image, BASE); // entry
+    long(&mut image, 64); // program headers
+    long(&mut image, 0);
+    word(&mut image, 0);
+    for value in [64, 56, 1, 0, 0, 0] {
+        half(&mut image, value);
+    }
+    word(&mut image, 1); // PT_LOAD
+    word(&mut image, 7); // rwx
+    for value in [HEADERS, BASE, BASE, len, len.next_multiple_of(4096), 4096] {
+        long(&mut image, value);
+    }
+    image.extend(code);
+    image
+}
+
+/// The path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
