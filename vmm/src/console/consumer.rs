@@ -7,6 +7,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -34,6 +35,18 @@ pub(super) trait Consumer: Send {
 
     /// Waits until an offer may fare better than the last one, or `cancel` is raised. May return early.
     fn wait(&mut self, cancel: &Event);
+}
+
+/// What a consumer is worth waiting for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Policy {
+    /// Bytes in the ring and on their way out of it; at least two [`super::sink::CHUNK`]s, of which one
+    /// may be on its way.
+    pub(super) capacity: usize,
+    /// How long a consumer may take nothing before it counts as stalled.
+    pub(super) patience: Duration,
+    /// Somebody is supposed to read. Otherwise a stall is nothing to tell, or to wait for at the end.
+    pub(super) expects_reader: bool,
 }
 
 /// How long to wait where there is no event to wait for.

@@ -13,6 +13,7 @@
 
 mod config;
 mod consumer;
+mod error;
 mod eventfd;
 mod pty;
 mod sink;
@@ -24,7 +25,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,12 +35,12 @@ use devices::legacy::serial::{InputQueue, SerialInput, SerialPort};
 use event_manager::MutEventSubscriber;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use thiserror::Error;
 
 pub use self::config::{ConsoleConfig, ConsoleConfigError};
-use self::consumer::{Consumer, Custom, Descriptor};
+use self::consumer::{Consumer, Custom, Descriptor, Policy};
+pub use self::error::ConsoleError;
 use self::pty::Pty;
-use self::sink::{Policy, Sink};
+use self::sink::Sink;
 use self::unix::{Slot, SocketFile, SocketInput, SocketOutput};
 
 /// How long the end of a VM waits for the reader of its console, unless told otherwise.
@@ -52,69 +53,6 @@ const POLICY: Policy = Policy {
     patience: Duration::from_secs(2),
     expects_reader: true,
 };
-
-/// Why a console could not be opened.
-#[derive(Debug, Error)]
-pub enum ConsoleError {
-    /// Standard input or output is closed.
-    #[error("the console cannot use standard {stream}: {source}; give --console file=PATH or none")]
-    Stdio {
-        /// `input` or `output`.
-        stream: &'static str,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The folder that the file or socket should be in is not there.
-    #[error("console {}: there is no folder {}; create it or choose another path", .path.display(), .parent.display())]
-    NoParent {
-        /// The path as given.
-        path: PathBuf,
-        /// Its folder.
-        parent: PathBuf,
-    },
-    /// The output file is a folder.
-    #[error("console file {} is a folder; name a file in it", .0.display())]
-    IsFolder(PathBuf),
-    /// The output file is a FIFO that nobody reads.
-    #[error("console file {} is a FIFO that nobody reads; start its reader first", .0.display())]
-    NoReader(PathBuf),
-    /// The output file cannot be opened.
-    #[error("console file {} cannot be written: {source}", .path.display())]
-    File {
-        /// The path as given.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Something is at the socket's path already.
-    #[error("console socket {} exists already; remove it if no other VM uses it, or choose another path", .0.display())]
-    SocketExists(PathBuf),
-    /// The socket's path is longer than the system allows.
-    #[error("console socket {} has a path of {length} bytes, at most {max} are possible; choose a shorter one", .path.display(), max = unix::MAX_PATH)]
-    SocketPath {
-        /// The path as given.
-        path: PathBuf,
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// The socket cannot be made.
-    #[error("console socket {} cannot be made: {source}", .path.display())]
-    Socket {
-        /// The path as given.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// No pseudo-terminal could be had.
-    #[error("no pseudo-terminal for the console: {0}; is /dev/pts mounted?")]
-    Pty(#[source] io::Error),
-    /// The host gives no eventfd or thread.
-    #[error("the console cannot be started: {0}")]
-    Start(#[source] io::Error),
-}
 
 /// Where input comes from.
 #[derive(Debug)]

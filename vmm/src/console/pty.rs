@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
-use super::sink::Policy;
+use super::consumer::Policy;
 
 /// How long a reader may take nothing before the guest goes on without it.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -23,7 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::consumer::{Consumer, Offer};
+use super::consumer::{Consumer, Offer, Policy};
 use super::eventfd::Event;
 
 /// Most that is offered to a consumer at once. A pipe that polls as writable takes it without blocking
@@ -40,18 +40,6 @@ const KEEP: usize = 16 << 10;
 
 /// How long a cancelled writer thread may take to notice.
 const GRACE: Duration = Duration::from_millis(200);
-
-/// What a consumer is worth waiting for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Policy {
-    /// Bytes in the ring and on their way out of it; at least two [`CHUNK`]s, of which one may be on
-    /// its way.
-    pub(super) capacity: usize,
-    /// How long a consumer may take nothing before it counts as stalled.
-    pub(super) patience: Duration,
-    /// Somebody is supposed to read. Otherwise a stall is nothing to tell, or to wait for at the end.
-    pub(super) expects_reader: bool,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Writer {

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::iter;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
@@ -16,6 +15,8 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+
+mod socket;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -114,10 +115,6 @@ fn dir() -> TempDir {
 
 fn file(path: impl Into<PathBuf>) -> Result<Console, ConsoleError> {
     Console::open(&ConsoleConfig::File(path.into()))
-}
-
-fn unix(path: impl Into<PathBuf>) -> Result<Console, ConsoleError> {
-    Console::open(&ConsoleConfig::Unix(path.into()))
 }
 
 /// The refusal, which must be one line and give a cause.
@@ -249,147 +246,4 @@ fn a_pty_that_nobody_reads_does_not_stop_the_guest() {
     });
     assert!(reading.join().unwrap() < 200_000);
     machine.end();
-}
-
-#[test]
-fn sockets_are_refused_with_a_remedy() {
-    let dir = dir();
-    let there = dir.path().join("there");
-    fs::write(&there, "precious").unwrap();
-    let text = refusal(unix(&there));
-    assert!(text.contains("exists already; remove it"), "{text}");
-    assert_eq!(fs::read(&there).unwrap(), b"precious");
-    let text = refusal(unix(dir.path().join("x".repeat(120))));
-    assert!(text.contains("at most 107 are possible"), "{text}");
-    let text = refusal(unix(dir.path().join("not/there")));
-    assert!(text.contains("there is no folder"), "{text}");
-    let text = refusal(unix(there.join("x")));
-    assert!(text.contains("cannot be made: Not a directory"), "{text}");
-}
-
-#[test]
-fn a_socket_client_may_come_go_and_return() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let mut machine = Machine::new(unix(&path).unwrap());
-    assert!(fs::metadata(&path).unwrap().file_type().is_socket());
-    machine.print(b"before. ");
-    for round in 0..3 {
-        let mut client = UnixStream::connect(&path).unwrap();
-        machine.settle();
-        if round == 0 {
-            assert_eq!(read(&mut client, 8), b"before. ");
-        }
-        client.write_all(b"in").unwrap();
-        assert_eq!(machine.hear(2), b"in");
-        machine.print(b"out");
-        assert_eq!(read(&mut client, 3), b"out");
-        drop(client);
-        if round == 1 {
-            // The next client connects before the loop has seen this one leave.
-            continue;
-        }
-        machine.settle();
-        assert_eq!(machine.settle(), 0, "it is forgotten");
-    }
-    machine.end();
-    assert!(!path.exists(), "the socket is removed");
-}
-
-#[test]
-fn a_second_client_is_told_so() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let mut machine = Machine::new(unix(&path).unwrap());
-    let mut first = UnixStream::connect(&path).unwrap();
-    machine.settle();
-    let mut second = UnixStream::connect(&path).unwrap();
-    machine.settle();
-    let mut told = String::new();
-    second.read_to_string(&mut told).unwrap();
-    assert!(told.contains("in use"), "{told}");
-    machine.print(b"still");
-    assert_eq!(read(&mut first, 5), b"still");
-    machine.end();
-}
-
-#[test]
-fn a_client_that_only_sends_or_only_listens_is_served() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let mut machine = Machine::new(unix(&path).unwrap());
-    // Sends and leaves at once.
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.write_all(b"run").unwrap();
-    drop(client);
-    assert_eq!(machine.hear(3), b"run");
-    machine.settle();
-    // Has nothing to send, and listens.
-    let mut client = UnixStream::connect(&path).unwrap();
-    client.shutdown(std::net::Shutdown::Write).unwrap();
-    machine.settle();
-    assert_eq!(machine.settle(), 0, "its end of input is seen once");
-    machine.print(b"done");
-    assert_eq!(read(&mut client, 4), b"done");
-    drop(client);
-    machine.settle();
-    assert_eq!(machine.settle(), 0);
-    machine.end();
-}
-
-#[test]
-fn a_client_cannot_overrun_the_guest() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let mut machine = Machine::new(unix(&path).unwrap());
-    let mut client = UnixStream::connect(&path).unwrap();
-    let sent: Vec<u8> = (0..=250).cycle().take(100_000).collect();
-    let expected = sent.clone();
-    let sending = thread::spawn(move || client.write_all(&sent).unwrap());
-    assert!(machine.hear(expected.len()) == expected);
-    sending.join().unwrap();
-    machine.end();
-}
-
-#[test]
-fn a_client_that_stops_reading_does_not_stop_the_guest() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let mut console = unix(&path).unwrap();
-    let patience = Duration::from_millis(20);
-    console.output.as_mut().unwrap().policy.patience = patience;
-    let mut machine = Machine::new(console);
-    let client = UnixStream::connect(&path).unwrap();
-    machine.settle();
-    let start = Instant::now();
-    for _ in 0..5000 {
-        machine.print(&[b'x'; 100]);
-    }
-    assert!(start.elapsed() < SOON);
-    drop(client);
-    machine.settle();
-    machine.print(b"for the next");
-    let mut client = UnixStream::connect(&path).unwrap();
-    machine.settle();
-    let mut got = Vec::new();
-    while !got.ends_with(b"for the next") {
-        got.extend(read(&mut client, 1));
-    }
-    machine.end();
-}
-
-#[test]
-fn a_socket_that_is_another_one_by_now_stays() {
-    let dir = dir();
-    let path = dir.path().join("console");
-    let machine = Machine::new(unix(&path).unwrap());
-    let other = dir.path().join("other");
-    fs::write(&other, "another VM's").unwrap();
-    fs::rename(&other, &path).unwrap();
-    machine.end();
-    assert!(path.exists());
-    // One that is never attached goes, too.
-    let path = dir.path().join("unused");
-    drop(unix(&path).unwrap());
-    assert!(!path.exists());
 }

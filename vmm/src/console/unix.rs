@@ -18,9 +18,8 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 
-use super::consumer::{Consumer, Offer, wait_any};
+use super::consumer::{Consumer, Offer, Policy, wait_any};
 use super::eventfd::Event;
-use super::sink::Policy;
 
 /// Longest path of a socket: `sun_path` less its terminating zero (unix(7)).
 pub(super) const MAX_PATH: usize = 107;

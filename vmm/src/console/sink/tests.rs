@@ -260,8 +260,10 @@ fn who_comes_late_gets_the_latest() {
         came: false,
     };
     let mut sink = start(late, NEVER);
+    let begin = Instant::now();
     print(&sink, &pattern(50_000));
     print(&sink, b"at last");
+    assert!(begin.elapsed() < SOON, "the guest does not wait for nobody");
     bell.raise();
     sink.close(NEVER);
     let got = got.lock().unwrap();

@@ -1,0 +1,71 @@
+//! Why a console could not be had, in one line each, with the remedy where there is one.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::unix;
+
+/// Why a console could not be opened.
+#[derive(Debug, Error)]
+pub enum ConsoleError {
+    /// Standard input or output is closed.
+    #[error("the console cannot use standard {stream}: {source}; give --console file=PATH or none")]
+    Stdio {
+        /// `input` or `output`.
+        stream: &'static str,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder that the file or socket should be in is not there.
+    #[error("console {}: there is no folder {}; create it or choose another path", .path.display(), .parent.display())]
+    NoParent {
+        /// The path as given.
+        path: PathBuf,
+        /// Its folder.
+        parent: PathBuf,
+    },
+    /// The output file is a folder.
+    #[error("console file {} is a folder; name a file in it", .0.display())]
+    IsFolder(PathBuf),
+    /// The output file is a FIFO that nobody reads.
+    #[error("console file {} is a FIFO that nobody reads; start its reader first", .0.display())]
+    NoReader(PathBuf),
+    /// The output file cannot be opened.
+    #[error("console file {} cannot be written: {source}", .path.display())]
+    File {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Something is at the socket's path already.
+    #[error("console socket {} exists already; remove it if no other VM uses it, or choose another path", .0.display())]
+    SocketExists(PathBuf),
+    /// The socket's path is longer than the system allows.
+    #[error("console socket {} has a path of {length} bytes, at most {max} are possible; choose a shorter one", .path.display(), max = unix::MAX_PATH)]
+    SocketPath {
+        /// The path as given.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The socket cannot be made.
+    #[error("console socket {} cannot be made: {source}", .path.display())]
+    Socket {
+        /// The path as given.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// No pseudo-terminal could be had.
+    #[error("no pseudo-terminal for the console: {0}; is /dev/pts mounted?")]
+    Pty(#[source] io::Error),
+    /// The host gives no eventfd or thread.
+    #[error("the console cannot be started: {0}")]
+    Start(#[source] io::Error),
+}
