@@ -161,7 +161,9 @@ mod tests {
     use rustix::fs::{Mode, OFlags, open};
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use rustix::termios::LocalModes;
+    use std::env;
     use std::os::fd::OwnedFd;
+    use std::process::Command;
 
     /// Both ends; the first keeps the terminal alive.
     fn pty() -> (OwnedFd, OwnedFd) {
@@ -192,6 +194,32 @@ mod tests {
         assert_ne!(modes(&terminal), before);
         mode.restore().unwrap();
         assert_eq!(modes(&terminal), before);
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back() {
+        let (_controller, terminal) = pty();
+        let before = modes(&terminal);
+        let helper = "terminal::tests::panics_with_the_terminal";
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", helper, "--nocapture"])
+            .stdin(terminal.try_clone().unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("with the terminal raw"), "{said}");
+        assert_eq!(modes(&terminal), before);
+    }
+
+    #[test]
+    #[ignore = "run by a_panic_gives_the_terminal_back, in a process of its own"]
+    fn panics_with_the_terminal() {
+        let terminal = RawTerminal::enter().unwrap().expect("a terminal");
+        // Only the hook is left to give it back.
+        std::mem::forget(terminal);
+        let modes = tcgetattr(io::stdin()).unwrap();
+        assert!(!modes.local_modes.contains(LocalModes::ICANON), "cooked");
+        panic!("with the terminal raw");
     }
 
     #[test]
