@@ -2,14 +2,15 @@
 //!
 //! Unit tests, doc tests and tests with guests of a few bytes are cargo's own. The end-to-end tests need a KVM that
 //! runs stock kernels: this machine's, or the lab's, and in the lab the library's tests run once more, so that what
-//! an interpreting KVM cannot do is tested all the same.
+//! an interpreting KVM cannot do is tested all the same. A lab has one CPU, so there is a lab for each CPU of this
+//! machine, each with its part of the tests.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -23,8 +24,8 @@ use crate::workspace;
 /// The packages whose tests use KVM.
 const KVM_PACKAGE: &str = "mvm-vmm";
 
-/// A lab with all the end-to-end tests in it takes less than this by far.
-const LAB_LIMIT: u64 = 25 * 60;
+/// In seconds; a lab with all the end-to-end tests in it takes less than this by far.
+const LAB_LIMIT: &str = "1200";
 
 /// How many tests went which way.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -98,35 +99,89 @@ fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result
         return counted(command.args(filter), count);
     }
 
-    let mut programs = vec![mvm, e2e];
-    let mut script = String::from("status=0\n");
-    if library_too {
-        for (number, program) in test_programs(KVM_PACKAGE)?.into_iter().enumerate() {
-            // Under names of their own, for cargo's have a hash in them that would be seen in the log.
+    let library = if library_too {
+        test_programs(KVM_PACKAGE)?
+    } else {
+        Vec::new()
+    };
+    in_labs(&e2e, &library, filter, &out, count)
+}
+
+/// Runs the end-to-end tests in as many labs as this machine carries, and the library's in the first of them.
+fn in_labs(
+    e2e: &Path,
+    library: &[PathBuf],
+    filter: &[String],
+    out: &Path,
+    count: &mut Count,
+) -> Result<bool> {
+    let parts = labs_that_fit();
+    let mut labs = Vec::new();
+    for part in 1..=parts {
+        let library = if part == 1 { library } else { &[] };
+        let mut script = String::from("status=0\n");
+        for program in library {
             let name = program
                 .file_name()
                 .and_then(|name| name.to_str())
                 .context("a test without a name")?;
-            script.push_str(&format!(
-                "echo; echo '{KVM_PACKAGE} in the lab, program {}'\n{name} || status=1\n",
-                number + 1
-            ));
-            programs.push(program);
+            script.push_str(&format!("./{name} || status=1\n"));
         }
+        script.push_str(&format!(
+            "./e2e --part {part}/{parts} \"$@\" || status=1\nexit $status\n"
+        ));
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("lab")
+            .args(["--timeout", LAB_LIMIT, "--out"])
+            .arg(out);
+        for program in library.iter().map(PathBuf::as_path).chain([e2e]) {
+            command.arg("--with").arg(program);
+        }
+        command.args(["--", "sh", "-c", &script, "sh"]).args(filter);
+        labs.push(command);
     }
-    script.push_str(
-        "echo; echo 'end-to-end tests in the lab'\ne2e \"$@\" || status=1\nexit $status\n",
-    );
-    let mut command: Vec<OsString> = ["sh", "-c", &script, "sh"].map(OsString::from).into();
-    command.extend(filter.iter().map(OsString::from));
-    let mut options = lab::Options::command(command);
-    options.timeout = Some(LAB_LIMIT);
-    options.out = Some(out);
-    let ended = lab::boot(&guests, &programs, &options, lab::Capture::Output)?;
-    for line in String::from_utf8_lossy(&ended.output).lines() {
-        count.add_line(line);
-    }
-    Ok(ended.status == 0)
+    eprintln!("{parts} labs side by side");
+    thread::scope(|scope| {
+        let running: Vec<_> = labs
+            .iter_mut()
+            .map(|lab| {
+                scope.spawn(|| {
+                    let mut count = Count::default();
+                    counted(lab.stdin(Stdio::null()), &mut count).map(|well| (well, count))
+                })
+            })
+            .collect();
+        let mut well = true;
+        for lab in running {
+            let ended = lab
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            let (lab_well, lab_count) = ended?;
+            well &= lab_well;
+            count.add(lab_count);
+        }
+        Ok(well)
+    })
+}
+
+/// A lab for each CPU, and memory for all of them.
+fn labs_that_fit() -> usize {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<usize>()
+                .ok()
+        })
+        .unwrap_or_default();
+    // What a lab of the usual size really touches.
+    let for_each = 3 << 20;
+    cpus.min(available / for_each).clamp(1, 4)
 }
 
 /// The test programs of a package, built.
@@ -164,6 +219,13 @@ fn counted(command: &mut Command, count: &mut Count) -> Result<bool> {
 }
 
 impl Count {
+    /// Adds another count.
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
     /// Adds the counts of a line that sums up: cargo's (`test result: ok. 3 passed; 0 failed; 1 ignored; …`) or that
     /// of the end-to-end tests (`3 passed, 0 failed, 1 skipped`).
     fn add_line(&mut self, line: &str) {

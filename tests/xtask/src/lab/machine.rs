@@ -18,8 +18,8 @@ use crate::debian::{self, Program};
 /// The emulator and its package.
 const QEMU: Program = Program("qemu-system-x86_64", "qemu-system-x86");
 
-/// A CPU that emulates cheaply, and with it AMD-V with nested paging. `max` and `EPYC` have costlier exits.
-const CPU: &str = "qemu64,+svm,+npt,+cx16,+popcnt,+sse4.1,+sse4.2,+ssse3,+rdrand";
+/// A CPU that emulates cheaply, and with it AMD-V with nested paging: `max` and `EPYC` have costlier exits.
+const CPU: &str = "qemu64,+svm,+npt";
 
 /// How big the emulated host is.
 #[derive(Debug, Clone, Copy)]
