@@ -413,3 +413,19 @@ pub fn last_lines(text: &str, count: usize) -> String {
         .collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_is_heard_across_reads_and_its_absence_noticed() {
+        let transcript = Arc::new(Transcript::new(String::new()));
+        let soon = Instant::now() + Duration::from_secs(10);
+        let reader = transcript.follow(&b"some words"[..], Stream::Stdout, Duration::ZERO);
+        transcript.wait_for("words", soon).unwrap();
+        reader.join().unwrap();
+        let error = transcript.wait_for("others", soon).unwrap_err();
+        assert_eq!(error.to_string(), "it ended without saying 'others'");
+    }
+}

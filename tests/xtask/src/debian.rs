@@ -49,7 +49,9 @@ fn install(packages: &[&str]) -> Result<()> {
     refresh_lists()?;
     let step = Step::begin(format!("installing {list}"));
     let mut apt = Command::new("apt-get");
+    // Another apt may be at work: a fresh machine often installs its updates first.
     apt.args(["install", "-y", "--no-install-recommends", "-qq"])
+        .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(packages)
         .env("DEBIAN_FRONTEND", "noninteractive");
     run::quiet(&mut apt).context("apt-get install failed")?;

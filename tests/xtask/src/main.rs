@@ -32,6 +32,9 @@ enum Task {
         /// Which of them.
         #[arg(value_enum, default_value = "stock")]
         kind: guest::Kind,
+        /// Only print the paths, and fail where something has not been prepared.
+        #[arg(long)]
+        print: bool,
     },
     /// Run a command, or a shell, on a software-emulated host with a working /dev/kvm.
     #[command(long_about = LAB_HELP)]
@@ -69,8 +72,8 @@ fn main() -> ExitCode {
 
 fn run_task(args: Args) -> Result<ExitCode> {
     match args.command {
-        Task::Guest { kind } => {
-            for (name, path) in guest::prepare(kind)? {
+        Task::Guest { kind, print } => {
+            for (name, path) in guest::prepare(kind, print)? {
                 println!("{name}={}", path.display());
             }
         }

@@ -234,3 +234,19 @@ fn talk(
     writer.write_all(b"end\n")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_with_a_hole_is_noticed() {
+        check_flood(
+            "x\r\nflood begins\r\n1\r\n[ 1.0] news\r\n2\r\nflood ends\r\n",
+            2,
+        )
+        .unwrap();
+        check_flood("flood begins\n1\n3\nflood ends", 3).unwrap_err();
+        check_flood("flood begins\n1\n2\n", 2).unwrap_err();
+    }
+}

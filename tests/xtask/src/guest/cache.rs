@@ -73,6 +73,8 @@ impl Recipe {
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
+    /// Whether entries that are missing are built.
+    builds: bool,
 }
 
 impl Cache {
@@ -95,7 +97,17 @@ impl Cache {
         fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
         Ok(Self {
             root: root.to_owned(),
+            builds: true,
         })
+    }
+
+    /// The same cache, with what is in it now and no more.
+    #[must_use]
+    pub fn without_building(self) -> Self {
+        Self {
+            builds: false,
+            ..self
+        }
     }
 
     /// Where a recipe's entry is, if it has been built.
@@ -112,6 +124,12 @@ impl Cache {
     ) -> Result<PathBuf> {
         if let Some(entry) = self.get(recipe) {
             return Ok(entry);
+        }
+        if !self.builds {
+            bail!(
+                "{} has not been prepared; `cargo xtask guest all` does it",
+                recipe.part
+            );
         }
         let lock = File::create(self.root.join(format!("{}.lock", recipe.part)))?;
         if lock.try_lock().is_err() {
@@ -191,6 +209,13 @@ mod tests {
         cache
             .get_or_build(&recipe, |_| panic!("it is there"))
             .unwrap();
+        let frozen = cache.without_building();
+        frozen
+            .get_or_build(&recipe, |_| panic!("it is there"))
+            .unwrap();
+        frozen
+            .get_or_build(&recipe.with("2"), |_| panic!("nothing is built"))
+            .unwrap_err();
     }
 
     #[test]

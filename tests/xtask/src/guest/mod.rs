@@ -100,9 +100,12 @@ impl Guests {
     }
 }
 
-/// Prepares what was asked for; names and paths, in the order they are printed.
-pub fn prepare(kind: Kind) -> Result<Vec<(&'static str, PathBuf)>> {
-    let guests = Guests::open()?;
+/// Prepares what was asked for, or only finds it; names and paths, in the order they are printed.
+pub fn prepare(kind: Kind, only_find: bool) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut guests = Guests::open()?;
+    if only_find {
+        guests.cache = guests.cache.without_building();
+    }
     let mut paths = Vec::new();
     if kind != Kind::Tiny {
         let stock = guests.stock()?;
