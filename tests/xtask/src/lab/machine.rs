@@ -18,7 +18,8 @@ use crate::debian::{self, Program};
 /// The emulator and its package.
 const QEMU: Program = Program("qemu-system-x86_64", "qemu-system-x86");
 
-/// A CPU that emulates cheaply, and with it AMD-V with nested paging: `max` and `EPYC` have costlier exits.
+/// A CPU that emulates cheaply, and with it AMD-V with nested paging. `max` and `EPYC` have costlier exits, and
+/// with the features of `max` both the lab's kernel and guests in it were seen to crash.
 const CPU: &str = "qemu64,+svm,+npt";
 
 /// How big the emulated host is.
