@@ -7,13 +7,15 @@
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
 /// What standard input was before the guest got it; `None` while it is not the guest's.
 static STDIN: Mutex<Option<RawMode<BorrowedFd<'static>>>> = Mutex::new(None);
+
+type Saved = MutexGuard<'static, Option<RawMode<BorrowedFd<'static>>>>;
 
 /// A terminal in raw mode, and the modes to give back.
 #[derive(Debug)]
@@ -109,15 +111,23 @@ fn restore(saved: &Option<RawMode<BorrowedFd<'static>>>) {
     }
 }
 
-fn saved() -> MutexGuard<'static, Option<RawMode<BorrowedFd<'static>>>> {
+fn saved() -> Saved {
     STDIN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn saved_without_waiting() -> Option<Saved> {
+    match STDIN.try_lock() {
+        Ok(saved) => Some(saved),
+        Err(TryLockError::Poisoned(saved)) => Some(saved.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 fn restore_on_panic() {
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {
-        // Never waits: the panicking thread may hold the lock.
-        if let Ok(saved) = STDIN.try_lock() {
+        // The panicking thread may hold the lock.
+        if let Some(saved) = saved_without_waiting() {
             restore(&saved);
         }
         report(panic);
@@ -146,8 +156,8 @@ pub fn show(lines: &[&str]) {
 
 /// What ends a line on standard error now.
 pub fn line_end() -> &'static str {
-    // Never waits: a log line may be written while the modes are being changed.
-    let raw = STDIN.try_lock().is_ok_and(|saved| saved.is_some());
+    // A log line may be written while the modes are being changed.
+    let raw = saved_without_waiting().is_some_and(|saved| saved.is_some());
     if raw && io::stderr().is_terminal() {
         "\r\n"
     } else {
