@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Longer than anything here takes, shorter than anyone's patience.
@@ -26,9 +27,42 @@ pub fn mvm() -> Command {
     command
 }
 
+/// A child that does not outlive a test that fails.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("mvm starts"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("a child can be signalled");
+    }
+
+    /// Waits for the end; where it does not come the test fails.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut ended = None;
+        until("mvm's end", || {
+            ended = self.0.try_wait().expect("a child can be waited for");
+            ended.is_some()
+        });
+        ended.expect("it has ended")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail for a child that has been waited for, as they should.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Runs to the end, or fails the test.
 pub fn finish(command: &mut Command) -> Output {
-    let mut child = command.spawn().expect("mvm starts");
+    let mut running = Running::start(command);
+    let child = &mut running.0;
     let drain = |pipe: Option<Box<dyn Read + Send>>| {
         thread::spawn(move || {
             let mut text = Vec::new();
@@ -40,26 +74,11 @@ pub fn finish(command: &mut Command) -> Output {
     };
     let stdout = drain(child.stdout.take().map(|pipe| Box::new(pipe) as _));
     let stderr = drain(child.stderr.take().map(|pipe| Box::new(pipe) as _));
-    let status = wait(&mut child);
+    let status = running.wait();
     Output {
         status,
         stdout: stdout.join().expect("stdout is read"),
         stderr: stderr.join().expect("stderr is read"),
-    }
-}
-
-/// Waits for a child's end; one that does not come is killed and fails the test.
-pub fn wait(child: &mut Child) -> ExitStatus {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("a child can be waited for") {
-            return status;
-        }
-        if start.elapsed() > PATIENCE {
-            child.kill().expect("a child can be killed");
-            panic!("mvm did not end within {PATIENCE:?}");
-        }
-        thread::sleep(Duration::from_millis(5));
     }
 }
 
