@@ -2,5 +2,9 @@
 //! descriptor chains.
 
 mod queue_io;
+mod session;
+mod thread;
 
-pub use queue_io::{Chain, QueueIo};
+pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
+pub use session::{Session, SessionParts};
+pub use thread::{IoError, IoHandle, IoTask, IoThread, TaskId};

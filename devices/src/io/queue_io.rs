@@ -32,16 +32,59 @@ pub struct QueueIo<'m> {
     memory: &'m GuestMemory,
     queues: &'m mut [Queue],
     features: Features,
+    completed: QueueSet,
+    /// Chains that may still be popped in this event.
+    budget: u32,
+}
+
+/// Chains a worker may take in one event before the other devices of its thread get their turn.
+const BUDGET: u32 = 1024;
+
+/// The most queues a device may have.
+pub const MAX_QUEUES: u16 = 64;
+
+/// A set of queues of one device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueSet(u64);
+
+impl QueueSet {
+    /// Whether `queue` is in the set.
+    #[must_use]
+    pub fn contains(self, queue: QueueIndex) -> bool {
+        queue.0 < MAX_QUEUES && self.0 & (1 << queue.0) != 0
+    }
+
+    /// Puts `queue` into the set.
+    pub fn insert(&mut self, queue: QueueIndex) {
+        if queue.0 < MAX_QUEUES {
+            self.0 |= 1 << queue.0;
+        }
+    }
 }
 
 impl<'m> QueueIo<'m> {
     /// A view of `queues` over `memory`, for a driver that accepted `features`.
     pub fn new(memory: &'m GuestMemory, queues: &'m mut [Queue], features: Features) -> Self {
+        let completed = QueueSet::default();
         Self {
             memory,
             queues,
             features,
+            completed,
+            budget: BUDGET,
         }
+    }
+
+    /// The queues that got chains back during this event.
+    #[must_use]
+    pub fn completed(&self) -> QueueSet {
+        self.completed
+    }
+
+    /// Whether [`pop`](Self::pop) gave `None` only because this event has had its share.
+    #[must_use]
+    pub fn exhausted(&self) -> bool {
+        self.budget == 0
     }
 
     /// Guest memory.
@@ -56,7 +99,8 @@ impl<'m> QueueIo<'m> {
         self.features
     }
 
-    /// The next chain the driver made available in `queue`, or `None` if there is none.
+    /// The next chain the driver made available in `queue`, or `None` if there is none, or if this
+    /// event has had its share.
     ///
     /// # Errors
     /// The ring or the chain is malformed; the device must go to NEEDS_RESET.
@@ -129,6 +173,7 @@ impl<'m> QueueIo<'m> {
                 "a loop, a link that leads out of the table, or more than 4 GiB",
             ));
         }
+        self.budget -= 1;
         Ok(Some(chain))
     }
 
@@ -141,7 +186,9 @@ impl<'m> QueueIo<'m> {
         let memory = self.memory;
         self.queue(queue)?
             .add_used(memory, head, len)
-            .map_err(|source| DeviceFault::Ring { queue, source })
+            .map_err(|source| DeviceFault::Ring { queue, source })?;
+        self.completed.insert(queue);
+        Ok(())
     }
 
     /// Whether the driver has made chains available that were not popped yet.

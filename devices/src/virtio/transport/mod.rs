@@ -1,1 +1,3 @@
-//! Virtio transports.
+//! Virtio transports: how a driver finds a device, sets it up, and is interrupted.
+
+pub mod mmio;

@@ -1,0 +1,224 @@
+//! One activated virtio device: its worker, its queues, and the descriptors that wake it.
+//!
+//! Made by a transport at DRIVER_OK, owned by an I/O thread until the driver resets the device. This is
+//! the only event subscriber of virtio, for all device kinds.
+
+use std::fmt;
+use std::sync::Arc;
+
+use event_manager::{EventOps, Events, MutEventSubscriber};
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::QueueIo;
+use crate::mem::GuestMemory;
+use crate::virtio::{DeviceFault, Features, QueueIndex, QueueWorker, Source, VirtioInterrupt};
+
+/// Event tokens below this are kicks of the queue with that number, those from here on are sources.
+const FIRST_SOURCE: u32 = 1 << 16;
+
+/// An activated device, ready to be handed to an I/O thread.
+pub struct Session {
+    worker: Box<dyn QueueWorker>,
+    queues: Vec<Queue>,
+    /// One per queue, written by KVM; shared with the transport, which kicks where KVM cannot.
+    kicks: Arc<[EventFd]>,
+    memory: GuestMemory,
+    features: Features,
+    interrupt: Arc<dyn VirtioInterrupt>,
+    sources: Vec<Source>,
+    faulted: bool,
+}
+
+/// What a transport puts into a [`Session`] beside the worker.
+#[derive(Debug)]
+pub struct SessionParts {
+    /// The queues as the driver set them up.
+    pub queues: Vec<Queue>,
+    /// One doorbell per queue.
+    pub kicks: Arc<[EventFd]>,
+    /// Guest memory.
+    pub memory: GuestMemory,
+    /// What the driver accepted.
+    pub features: Features,
+    /// The way back to the driver.
+    pub interrupt: Arc<dyn VirtioInterrupt>,
+}
+
+impl Session {
+    /// A session around `worker`.
+    #[must_use]
+    pub fn new(worker: Box<dyn QueueWorker>, parts: SessionParts) -> Self {
+        let SessionParts {
+            queues,
+            kicks,
+            memory,
+            features,
+            interrupt,
+        } = parts;
+        let sources = worker.sources();
+        Self {
+            worker,
+            queues,
+            kicks,
+            memory,
+            features,
+            interrupt,
+            sources,
+            faulted: false,
+        }
+    }
+
+    /// Runs the worker on one event, then tells the driver of what was completed.
+    fn run(
+        &mut self,
+        step: impl FnOnce(&mut dyn QueueWorker, &mut QueueIo<'_>) -> Result<(), DeviceFault>,
+    ) -> Result<(), DeviceFault> {
+        let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
+        let outcome = step(self.worker.as_mut(), &mut io);
+        let completed = io.completed();
+        // What was completed before a fault is announced all the same.
+        for (index, queue) in (0u16..).zip(self.queues.iter_mut()) {
+            if !completed.contains(QueueIndex(index)) {
+                continue;
+            }
+            let index = QueueIndex(index);
+            let wanted =
+                queue
+                    .needs_notification(&self.memory)
+                    .map_err(|source| DeviceFault::Ring {
+                        queue: index,
+                        source,
+                    })?;
+            if wanted {
+                self.interrupt
+                    .queue(index)
+                    .map_err(|source| DeviceFault::Host {
+                        what: "interrupt",
+                        source,
+                    })?;
+            }
+        }
+        outcome
+    }
+
+    /// The driver kicked `index`: take all there is, without kicks in the meantime.
+    fn kicked(&mut self, index: QueueIndex) -> Result<(), DeviceFault> {
+        let ring = |source| DeviceFault::Ring {
+            queue: index,
+            source,
+        };
+        let at = usize::from(index.0);
+        loop {
+            let Some(queue) = self.queues.get_mut(at).filter(|queue| queue.ready()) else {
+                return Ok(());
+            };
+            let before = queue.next_avail();
+            queue.disable_notification(&self.memory).map_err(ring)?;
+            let mut exhausted = false;
+            self.run(|worker, io| {
+                worker.on_kick(index, io)?;
+                exhausted = io.exhausted();
+                Ok(())
+            })?;
+            if exhausted {
+                // A driver that never stops must not starve the other devices of this thread: come
+                // back after they had their turn.
+                return self.kicks[at].write(1).map_err(|source| DeviceFault::Host {
+                    what: "doorbell",
+                    source,
+                });
+            }
+            let queue = &mut self.queues[at];
+            let more = queue.enable_notification(&self.memory).map_err(ring)?;
+            // A worker that left buffers on purpose comes back for them by itself.
+            if !more || queue.next_avail() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn dispatch(&mut self, token: u32) -> Result<(), DeviceFault> {
+        match token.checked_sub(FIRST_SOURCE) {
+            Some(source) => self.run(|worker, io| worker.on_source(source, io)),
+            None => {
+                let at = usize::try_from(token).unwrap_or(usize::MAX);
+                let (Some(kick), Ok(index)) = (self.kicks.get(at), u16::try_from(token)) else {
+                    return Ok(());
+                };
+                // Non-blocking: a spurious event finds nothing to read.
+                let _ = kick.read();
+                self.kicked(QueueIndex(index))
+            }
+        }
+    }
+
+    /// Every descriptor this session watches.
+    fn events(&self) -> Vec<Events> {
+        let kicks = (0u32..).zip(self.kicks.iter()).zip(&self.queues);
+        kicks
+            .filter(|(_, queue)| queue.ready())
+            .map(|((token, kick), _)| Events::with_data(kick, token, EventSet::IN))
+            .chain(self.sources.iter().map(|source| {
+                let token = FIRST_SOURCE.saturating_add(source.token);
+                Events::with_data_raw(source.fd, token, EventSet::IN)
+            }))
+            .collect()
+    }
+
+    /// The device stays down until the driver resets it.
+    fn fault(&mut self, fault: &DeviceFault, ops: &mut EventOps) {
+        log::warn!("virtio device needs reset: {fault}");
+        self.faulted = true;
+        for events in self.events() {
+            let _ = ops.remove(events);
+        }
+        self.interrupt.needs_reset();
+    }
+}
+
+impl MutEventSubscriber for Session {
+    fn init(&mut self, ops: &mut EventOps) {
+        for events in self.events() {
+            if let Err(error) = ops.add(events) {
+                let source = std::io::Error::other(error.to_string());
+                return self.fault(
+                    &DeviceFault::Host {
+                        what: "watching a doorbell",
+                        source,
+                    },
+                    ops,
+                );
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.faulted {
+            return;
+        }
+        if let Err(fault) = self.dispatch(events.data()) {
+            self.fault(&fault, ops);
+        }
+    }
+}
+
+impl Drop for Session {
+    /// Nothing of a device touches guest memory after its reset.
+    fn drop(&mut self) {
+        if let Err(fault) = self.run(|worker, io| worker.drain(io)) {
+            log::debug!("virtio device drained with a fault: {fault}");
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("queues", &self.queues)
+            .field("features", &self.features)
+            .field("faulted", &self.faulted)
+            .finish_non_exhaustive()
+    }
+}
