@@ -1,7 +1,33 @@
-//! A KVM micro-VM monitor as a library.
+//! A KVM micro-VM monitor as a library: the same VM that the `mvm` command boots, from Rust.
+//!
+//! ```no_run
+//! use vmm::config::{DiskConfig, VmConfig};
+//! use vmm::console::{Console, ConsoleConfig};
+//!
+//! let mut config = VmConfig::new("vmlinux");
+//! config.rootfs = Some("img.ext4".parse::<DiskConfig>()?);
+//! let vm = vmm::VmBuilder::new(config)
+//!     .console(Console::open(&ConsoleConfig::Stdio)?)
+//!     .build()?;
+//! let exit = vm.run()?.wait()?;
+//! println!("{:?}", exit.reason);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Nothing here ends the process, prints, or keeps state outside a VM, but for one thing that is the
+//! process's by nature: the handler of the first real-time signal, with which vCPU threads are
+//! interrupted. Any number of VMs may live in one process.
 
+mod builder;
 pub mod config;
 pub mod console;
+mod error;
+mod halt;
 mod kvm;
+mod lifecycle;
+mod vcpu;
 
+pub use builder::VmBuilder;
+pub use error::{BuildError, EmulationFailure, KvmError, VmError};
 pub use kvm::probe;
+pub use lifecycle::{Exit, ExitReason, Running, Vm, VmHandle};

@@ -36,7 +36,7 @@ use super::{ActivateError, Features, QueueWorker, VirtioDevice, VirtioKind};
 
 pub mod disk;
 mod errors;
-mod image;
+pub mod image;
 mod iovec;
 pub mod raw;
 mod request;

@@ -1,0 +1,291 @@
+//! From settings to a machine that is ready to run.
+//!
+//! Everything the user may have got wrong is found before KVM is opened: the settings first, then the
+//! images, then the kernel, which is read straight into guest memory. Runs on the embedder's thread.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use arch::board::{Board, MmioSlot};
+use arch::kernel::{self, Loaded};
+use arch::x86_64::{boot, layout, memory as ram};
+use devices::bus::Bus;
+use devices::io::IoThread;
+use devices::legacy::i8042::{self, I8042};
+use devices::legacy::power::{self, PowerBlock, PowerButton};
+use devices::legacy::pvpanic::{self, PvPanic};
+use devices::legacy::{MachineEvents, serial};
+use devices::mem::GuestMemory;
+use devices::virtio::VirtioDevice;
+use devices::virtio::block::Block;
+use devices::virtio::block::raw::RawDisk;
+use devices::virtio::transport::mmio::{self, MmioTransport};
+
+use crate::config::{DEFAULT_CMDLINE, DiskConfig, VmConfig};
+use crate::console::{AttachedConsole, Console};
+use crate::error::{BuildError, VmError};
+use crate::halt::HaltWatcher;
+use crate::kvm::vm::{KvmVm, refused};
+use crate::lifecycle::{Lifecycle, Machine, Vm};
+use crate::vcpu::thread::{Observed, VcpuThread};
+use crate::vcpu::{Buses, Cpus, kick};
+
+/// Assembles a VM.
+#[derive(Debug)]
+pub struct VmBuilder {
+    config: VmConfig,
+    console: Console,
+}
+
+impl VmBuilder {
+    /// A builder for the VM that `config` describes, without a console.
+    #[must_use]
+    pub fn new(config: VmConfig) -> Self {
+        Self {
+            config,
+            console: Console::none(),
+        }
+    }
+
+    /// Where the serial console goes.
+    #[must_use]
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = console;
+        self
+    }
+
+    /// Checks everything, loads the kernel, and assembles the machine. No vCPU runs yet.
+    ///
+    /// # Errors
+    /// What is wrong, on which file or device, and the remedy.
+    pub fn build(self) -> Result<Vm, BuildError> {
+        let Self { config, console } = self;
+        config.validate()?;
+        let acpi = uses_acpi(&config);
+        let devices = open_disks(&config)?;
+        let slots: Vec<MmioSlot> = (0..devices.len()).filter_map(layout::virtio_slot).collect();
+        if slots.len() < devices.len() {
+            return Err(BuildError::TooManyDisks(devices.len()));
+        }
+        let cmdline = cmdline(&config, acpi, &slots);
+        let (memory, loaded) = load(&config, &cmdline)?;
+        let board = Board {
+            cpus: config.cpus,
+            acpi,
+            virtio_mmio: slots,
+        };
+        boot::configure(&memory, &board, &loaded)?;
+        if let Some(hint) = loaded.memory_hint(config.mem.as_bytes()) {
+            log::warn!("{hint}");
+        }
+        Assembly {
+            board,
+            memory,
+            loaded,
+            devices,
+            console,
+        }
+        .assemble()
+    }
+}
+
+/// The parts of a machine, checked and waiting to be wired.
+struct Assembly {
+    board: Board,
+    memory: GuestMemory,
+    loaded: Loaded,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    console: Console,
+}
+
+impl Assembly {
+    fn assemble(self) -> Result<Vm, BuildError> {
+        let Self {
+            board,
+            memory,
+            loaded,
+            devices,
+            console,
+        } = self;
+        let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
+        kick::install().map_err(refused("a signal handler for its vCPUs"))?;
+        let lifecycle = Arc::new(Lifecycle::new(memory.clone()).map_err(device("event"))?);
+        let failed = Arc::downgrade(&lifecycle);
+        let io = IoThread::spawn("io0", move |error| {
+            if let Some(lifecycle) = failed.upgrade() {
+                lifecycle.end(Err(VmError::Io(error)));
+            }
+        })?;
+
+        let mut pio = Bus::new();
+        let AttachedConsole { port, input, guard } =
+            console.attach(kvm.line(layout::SERIAL_GSI)?)?;
+        pio.insert(layout::SERIAL_PORT.into(), serial::LEN, port)?;
+        let power_button = Arc::new(PowerButton::new(kvm.line(layout::POWER_BUTTON_GSI)?));
+        add_legacy(&mut pio, &lifecycle)?;
+
+        let mut mmio = Bus::new();
+        for (device_face, slot) in devices.into_iter().zip(&board.virtio_mmio) {
+            let line = kvm.line(slot.gsi)?;
+            let transport = MmioTransport::new(device_face, memory.clone(), io.handle(), line)
+                .map_err(device("virtio device"))?;
+            for (queue, event) in (0..).zip(transport.doorbells()) {
+                kvm.doorbell(slot.base + mmio::QUEUE_NOTIFY, queue, event)?;
+            }
+            mmio.insert(slot.base, mmio::LEN, Arc::new(transport))?;
+        }
+
+        let cpus = Cpus {
+            vm: &kvm,
+            count: board.cpus,
+            loaded: &loaded,
+        }
+        .create()?;
+        let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
+        let (watcher, watch) =
+            HaltWatcher::new(observed.clone(), &lifecycle).map_err(device("halt watch"))?;
+        lifecycle.set_watch(watch);
+        io.handle().add(Box::new(watcher))?;
+        if let Some(input) = input {
+            io.handle().add(input)?;
+        }
+
+        let buses = Arc::new(Buses { pio, mmio });
+        let vcpus = cpus
+            .into_iter()
+            .zip(observed)
+            .map(|(vcpu, observed)| VcpuThread {
+                vcpu,
+                buses: buses.clone(),
+                memory: memory.clone(),
+                lifecycle: lifecycle.clone(),
+                observed,
+            })
+            .collect();
+        let machine = Machine {
+            io: Some(io),
+            console: Some(guard),
+            power_button,
+            lifecycle,
+            _kvm: kvm,
+        };
+        Ok(Vm { vcpus, machine })
+    }
+}
+
+fn device(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
+    move |source| BuildError::Device { what, source }
+}
+
+/// The chips every machine has.
+fn add_legacy(pio: &mut Bus, lifecycle: &Arc<Lifecycle>) -> Result<(), BuildError> {
+    let events: Arc<dyn MachineEvents> = lifecycle.clone();
+    let power_block = PowerBlock::new(events.clone());
+    pio.insert(layout::POWER_PORT.into(), power::LEN, Arc::new(power_block))?;
+    pio.insert(
+        i8042::BASE,
+        i8042::LEN,
+        Arc::new(I8042::new(events.clone())),
+    )?;
+    pio.insert(pvpanic::PORT, pvpanic::LEN, Arc::new(PvPanic::new(events)))?;
+    Ok(())
+}
+
+/// All disks, the root file system first: opened, checked and locked.
+fn open_disks(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let all: Vec<&DiskConfig> = config.rootfs.iter().chain(&config.disks).collect();
+    for (index, disk) in all.iter().enumerate() {
+        // Two writers of one file are also kept apart by its lock; this tells the user why.
+        let twice = |other: &&&DiskConfig| {
+            !(disk.read_only && other.read_only) && same_file(&disk.path, &other.path)
+        };
+        if all.iter().take(index).any(|other| twice(&other)) {
+            return Err(BuildError::ImageTwice(disk.path.clone()));
+        }
+    }
+    all.into_iter()
+        .map(|disk| {
+            let image = RawDisk::open(&disk.path, disk.read_only)?;
+            let image = match &disk.serial {
+                Some(serial) => image.with_id(serial.clone()),
+                None => image,
+            };
+            Ok(Box::new(Block::new(Box::new(image))) as Box<dyn VirtioDevice>)
+        })
+        .collect()
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// Whether the guest gets ACPI tables: not if the settings or the command line say otherwise.
+fn uses_acpi(config: &VmConfig) -> bool {
+    let off = |words: &Option<String>| {
+        words
+            .iter()
+            .flat_map(|words| words.split_whitespace())
+            .any(|word| word == "acpi=off")
+    };
+    config.acpi && !off(&config.cmdline) && !off(&config.append)
+}
+
+/// The kernel command line: the user's or the default, what the machine needs, and the user's last word.
+fn cmdline(config: &VmConfig, acpi: bool, slots: &[MmioSlot]) -> String {
+    let mut words = vec![
+        config
+            .cmdline
+            .clone()
+            .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+    ];
+    if let Some(rootfs) = &config.rootfs {
+        let mode = if rootfs.read_only { "ro" } else { "rw" };
+        words.push(format!("root=/dev/vda {mode}"));
+    }
+    if !acpi {
+        // Documentation/admin-guide/kernel-parameters.txt, virtio_mmio.device.
+        words.extend(slots.iter().map(|slot| {
+            format!(
+                "virtio_mmio.device={}K@{:#x}:{}",
+                slot.len >> 10,
+                slot.base,
+                slot.gsi
+            )
+        }));
+    }
+    words.extend(config.append.clone());
+    words.retain(|word| !word.is_empty());
+    words.join(" ")
+}
+
+/// Guest memory with kernel, initrd and command line in it.
+fn load(config: &VmConfig, cmdline: &str) -> Result<(GuestMemory, Loaded), BuildError> {
+    let mut kernel = open("kernel", &config.kernel)?;
+    let mut initrd = match &config.initrd {
+        Some(path) => Some(open("initrd", path)?),
+        None => None,
+    };
+    let bytes = config.mem.as_bytes();
+    let memory = GuestMemory::from_ranges(&ram::ram_regions(bytes)).map_err(|source| {
+        BuildError::Memory {
+            mib: bytes >> 20,
+            source,
+        }
+    })?;
+    let loaded = kernel::load(&memory, &mut kernel, initrd.as_mut(), cmdline)
+        .map_err(|source| BuildError::kernel(source, &config.kernel, config.initrd.as_deref()))?;
+    Ok((memory, loaded))
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BuildError> {
+    File::open(path).map_err(|source| BuildError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,286 @@
+//! The life of a VM: built, running, over.
+//!
+//! ```text
+//! VmBuilder::build ──► Vm ── run ──► Running ── guest, handle or failure ──► over ── wait ──► Exit
+//!                      │ drop          │ drop = stop and wait
+//!                      ▼               ▼
+//! ```
+//!
+//! Whoever ends the VM first decides how it ended; everybody else finds it over. The vCPU threads are
+//! then kicked out of the guest, and [`Running::wait`] joins them.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use devices::io::IoThread;
+use devices::legacy::power::PowerButton;
+use devices::legacy::{MachineEvent, MachineEvents};
+use devices::mem::GuestMemory;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::console::{ConsoleGuard, FLUSH_LIMIT};
+use crate::error::VmError;
+use crate::halt::HaltWatch;
+use crate::kvm::vm::KvmVm;
+use crate::vcpu::after_reset;
+use crate::vcpu::kick::kick;
+use crate::vcpu::thread::VcpuThread;
+
+/// How a VM ended by itself, or was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked to be reset.
+    Rebooted,
+    /// Every vCPU halted with interrupts off.
+    Halted,
+    /// The guest's kernel panicked.
+    Panicked,
+    /// The guest crashed beyond what its kernel could report.
+    TripleFault,
+    /// [`VmHandle::stop`].
+    Stopped,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Why.
+    pub reason: ExitReason,
+}
+
+/// The end of a VM, in good or bad.
+pub(crate) type Outcome = Result<ExitReason, VmError>;
+
+/// What all threads of a VM share: whether it is over, and how to end it.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    over: AtomicBool,
+    /// Set once, by whoever was first; taken by `wait`.
+    outcome: Mutex<Option<Outcome>>,
+    /// Readable once the VM is over.
+    ended: OwnedFd,
+    /// The vCPU threads, from `run` to `wait`; whoever ends the VM kicks them.
+    vcpus: Mutex<Vec<JoinHandle<()>>>,
+    memory: GuestMemory,
+    watch: OnceLock<Arc<HaltWatch>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each value is replaced as a whole, so a panic elsewhere leaves none half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lifecycle {
+    pub fn new(memory: GuestMemory) -> std::io::Result<Self> {
+        Ok(Self {
+            over: AtomicBool::new(false),
+            outcome: Mutex::new(None),
+            ended: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            vcpus: Mutex::new(Vec::new()),
+            memory,
+            watch: OnceLock::new(),
+        })
+    }
+
+    /// Whether the VM has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Ends the VM with `outcome`, unless it has ended already.
+    pub fn end(&self, outcome: Outcome) {
+        {
+            let mut first = lock(&self.outcome);
+            if self.is_over() {
+                return;
+            }
+            *first = Some(outcome);
+            self.over.store(true, Ordering::Release);
+        }
+        self.kick();
+        // An eventfd written once cannot be full.
+        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+    }
+
+    /// Makes every vCPU leave the guest.
+    pub fn kick(&self) {
+        lock(&self.vcpus).iter().for_each(kick);
+    }
+
+    /// The watch for machines that halt for good.
+    pub fn watch(&self) -> &HaltWatch {
+        self.watch.get().map_or(HaltWatch::none(), |watch| watch)
+    }
+
+    /// Gives the lifecycle its halt watch; called once, by the builder.
+    pub fn set_watch(&self, watch: Arc<HaltWatch>) {
+        let _ = self.watch.set(watch);
+    }
+}
+
+impl MachineEvents for Lifecycle {
+    fn notify(&self, event: MachineEvent) {
+        match event {
+            MachineEvent::PowerOff => self.end(Ok(ExitReason::PoweredOff)),
+            MachineEvent::Reset => self.end(Ok(after_reset(&self.memory))),
+            MachineEvent::Panicked => self.end(Ok(ExitReason::Panicked)),
+            // The guest goes on to its crash kernel, which is its way to deal with the panic.
+            MachineEvent::CrashLoaded => log::info!("the guest panicked and runs its crash kernel"),
+        }
+    }
+}
+
+/// A VM that is assembled and has not run yet.
+#[derive(Debug)]
+pub struct Vm {
+    // The order of the fields is the order of the end: threads before the console they write to, and
+    // both before the VM itself.
+    pub(crate) vcpus: Vec<VcpuThread>,
+    pub(crate) machine: Machine,
+}
+
+/// All of a VM but its vCPUs.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub io: Option<IoThread>,
+    pub console: Option<ConsoleGuard>,
+    pub power_button: Arc<PowerButton>,
+    pub lifecycle: Arc<Lifecycle>,
+    pub _kvm: KvmVm,
+}
+
+impl Vm {
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// A thread could not be started; the VM is gone.
+    pub fn run(self) -> Result<Running, VmError> {
+        let Self { vcpus, machine } = self;
+        let running = Running { machine };
+        {
+            // Held until all are there, so that whoever ends the VM early kicks them all.
+            let mut threads = lock(&running.machine.lifecycle.vcpus);
+            for (id, vcpu) in vcpus.into_iter().enumerate() {
+                let lifecycle = vcpu.lifecycle.clone();
+                let body = move || {
+                    let guard = EndOnPanic(lifecycle);
+                    vcpu.run();
+                    drop(guard);
+                };
+                let thread = Builder::new().name(format!("vcpu{id}")).spawn(body);
+                match thread {
+                    Ok(thread) => threads.push(thread),
+                    Err(error) => {
+                        drop(threads);
+                        running.machine.lifecycle.end(Ok(ExitReason::Stopped));
+                        return Err(VmError::Spawn(error));
+                    }
+                }
+            }
+        }
+        Ok(running)
+    }
+}
+
+/// A vCPU thread that unwinds must not leave the others waiting for it.
+struct EndOnPanic(Arc<Lifecycle>);
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(Err(VmError::Panicked));
+        }
+    }
+}
+
+/// A VM whose vCPUs run. Dropping it stops it and waits for its threads.
+#[derive(Debug)]
+pub struct Running {
+    machine: Machine,
+}
+
+impl Running {
+    /// A handle to control the VM from anywhere.
+    #[must_use]
+    pub fn handle(&self) -> VmHandle {
+        VmHandle {
+            lifecycle: self.machine.lifecycle.clone(),
+            power_button: self.machine.power_button.clone(),
+        }
+    }
+
+    /// Waits for the VM's end, joins its threads and gives its console's reader time to take the rest.
+    ///
+    /// # Errors
+    /// The VM did not end by itself: KVM or the host failed it.
+    pub fn wait(mut self) -> Result<Exit, VmError> {
+        self.join();
+        let outcome = lock(&self.machine.lifecycle.outcome).take();
+        outcome
+            .unwrap_or(Ok(ExitReason::Stopped))
+            .map(|reason| Exit { reason })
+    }
+
+    fn join(&mut self) {
+        let machine = &mut self.machine;
+        let mut ended = [rustix::event::PollFd::new(
+            &machine.lifecycle.ended,
+            rustix::event::PollFlags::IN,
+        )];
+        while !machine.lifecycle.is_over() {
+            // Interrupted or not: what counts is whether the VM is over.
+            let _ = rustix::event::poll(&mut ended, None);
+        }
+        if let Some(console) = &machine.console {
+            console.release_vcpus();
+        }
+        let threads = std::mem::take(&mut *lock(&machine.lifecycle.vcpus));
+        for thread in threads {
+            // A panic was reported as the VM's outcome.
+            let _ = thread.join();
+        }
+        drop(machine.io.take());
+        if let Some(console) = machine.console.take() {
+            console.close(FLUSH_LIMIT);
+        }
+    }
+}
+
+impl AsFd for Running {
+    /// Becomes readable, and stays so, when the VM has ended. Only to be polled.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.machine.lifecycle.ended.as_fd()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.machine.lifecycle.end(Ok(ExitReason::Stopped));
+        self.join();
+    }
+}
+
+/// Controls a VM from any thread, for as long as anybody likes; once the VM is over it does nothing.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    lifecycle: Arc<Lifecycle>,
+    power_button: Arc<PowerButton>,
+}
+
+impl VmHandle {
+    /// Asks the guest to shut down (ACPI power button). Whether it does is the guest's choice.
+    pub fn press_power_button(&self) {
+        if let Err(error) = self.power_button.press() {
+            log::warn!("the power button could not be pressed: {error}");
+        }
+    }
+
+    /// Ends the VM now, whatever the guest does.
+    pub fn stop(&self) {
+        self.lifecycle.end(Ok(ExitReason::Stopped));
+    }
+}

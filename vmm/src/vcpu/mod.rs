@@ -1,0 +1,10 @@
+//! Virtual processors: set-up, the thread that runs each, what its exits mean, and how it is interrupted.
+
+mod exit;
+pub(crate) mod kick;
+mod setup;
+pub(crate) mod thread;
+
+pub use exit::EmulationFailure;
+pub(crate) use exit::{Buses, after_reset};
+pub(crate) use setup::Cpus;
