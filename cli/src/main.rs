@@ -4,9 +4,12 @@ mod args;
 mod config;
 mod doctor;
 mod duration;
+mod emulation;
 mod host;
 mod keys;
 mod logging;
+mod policy;
+mod run;
 mod signals;
 mod status;
 mod terminal;
@@ -40,9 +43,7 @@ fn main() -> ExitCode {
 }
 
 fn boot(settings: Settings, file: Option<&Path>) -> Result<u8, Box<dyn Error>> {
-    let run = settings.resolve(file)?;
-    logging::start(run.log_level, run.log_file.as_deref())?;
-    Err("the library cannot boot a VM yet".into())
+    Ok(run::run(settings.resolve(file)?)?)
 }
 
 /// mvm's own failure: one line, whatever the message quotes.

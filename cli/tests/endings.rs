@@ -1,0 +1,160 @@
+//! How mvm ends: the status of each way, and what it leaves behind. Guests of a few bytes on a real KVM.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{
+    Files, GREET, POPCNT, RESET, Running, SPIN, TRIPLE_FAULT, arg, finish, has_kvm, mvm, text,
+};
+use rustix::process::Signal;
+
+fn boot(files: &Files, code: &[u8]) -> Command {
+    let mut command = mvm();
+    command.arg("--kernel").arg(files.kernel(code));
+    command
+}
+
+/// Starts a guest and waits for its first output.
+fn greeted(command: &mut Command) -> Running {
+    let mut running = Running::start(command);
+    let mut hello = [0; 2];
+    let stdout = running.0.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello, b"hi");
+    running
+}
+
+/// The rest of standard error, and the status.
+fn ended(mut running: Running) -> (Option<i32>, String) {
+    let status = running.wait();
+    assert_eq!(status.signal(), None, "mvm ends by itself");
+    let mut stderr = String::new();
+    let pipe = running.0.stderr.as_mut().unwrap();
+    pipe.read_to_string(&mut stderr).unwrap();
+    (status.code(), stderr)
+}
+
+#[test]
+fn a_reset_is_success() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let output = finish(&mut boot(&files, RESET));
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_triple_fault_is_a_crash() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let output = finish(&mut boot(&files, TRIPLE_FAULT));
+    assert!(
+        text(&output.stderr).contains("triple-faulted"),
+        "{output:?}"
+    );
+    assert_eq!(output.status.code(), Some(123));
+}
+
+#[test]
+fn the_timeout_has_its_status() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let start = Instant::now();
+    let output = finish(boot(&files, SPIN).args(["--timeout", "300ms"]));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert_eq!(output.status.code(), Some(124), "{output:?}");
+    assert_eq!(
+        text(&output.stderr),
+        "mvm: the VM was ended: --timeout ran out\n"
+    );
+}
+
+#[test]
+fn a_signal_asks_and_the_second_ends() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let mut running = greeted(&mut boot(&files, GREET));
+    running.signal(Signal::TERM);
+    let mut line = String::new();
+    let stderr = running.0.stderr.as_mut().unwrap();
+    BufReader::new(stderr).read_line(&mut line).unwrap();
+    assert!(line.starts_with("mvm: SIGTERM: "), "{line}");
+    running.signal(Signal::INT);
+    let (status, stderr) = ended(running);
+    assert_eq!(status, Some(130));
+    assert_eq!(stderr, "mvm: the VM was ended by SIGINT\n");
+}
+
+#[test]
+fn a_hangup_ends_at_once() {
+    if !has_kvm() {
+        return;
+    }
+    for (sent, status) in [(Signal::HUP, 129), (Signal::QUIT, 131)] {
+        let files = Files::new();
+        let running = greeted(&mut boot(&files, GREET));
+        running.signal(sent);
+        assert_eq!(ended(running).0, Some(status));
+    }
+}
+
+#[test]
+fn an_ignored_hangup_stays_ignored() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let kernel = files.kernel(GREET);
+    let mut command = Command::new("nohup");
+    command
+        .arg(env!("CARGO_BIN_EXE_mvm"))
+        .args(["--kernel", arg(&kernel), "--timeout", "700ms"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let running = greeted(&mut command);
+    running.signal(Signal::HUP);
+    assert_eq!(ended(running).0, Some(124), "the timeout ended it");
+}
+
+#[test]
+fn a_closed_output_does_not_end_the_guest() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let mut running = Running::start(boot(&files, GREET).args(["--timeout", "500ms"]));
+    drop(running.0.stdout.take());
+    assert_eq!(ended(running).0, Some(124));
+}
+
+#[test]
+fn an_instruction_that_kvm_cannot_emulate_is_named() {
+    if !has_kvm() {
+        return;
+    }
+    let doctor = finish(mvm().args(["doctor", "--json"]));
+    if !text(&doctor.stdout).contains("\"software\"") {
+        println!("skipped: this KVM runs guest code on the processor");
+        return;
+    }
+    let files = Files::new();
+    let output = finish(&mut boot(&files, POPCNT));
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("'popcnt rax,rbx' at 0x100000"), "{stderr}");
+    assert!(stderr.contains("software KVM"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}

@@ -1,0 +1,189 @@
+//! Every mistake a user can make is one line on standard error with its cause, and status 125.
+
+mod common;
+
+use common::{Files, SPIN, arg, finish, has_kvm, mvm, text};
+
+/// Runs mvm, which must refuse, and gives its one line without the `mvm: `.
+fn refusal(args: &[&str]) -> String {
+    let output = finish(mvm().args(args));
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{args:?}: {stderr}");
+    assert_eq!(text(&output.stdout), "", "{args:?}");
+    let line = stderr.strip_suffix('\n').expect("a whole line");
+    assert!(!line.contains(['\n', '\r']), "{args:?}: {stderr}");
+    let line = line.strip_prefix("mvm: ").expect("the line says who");
+    line.to_owned()
+}
+
+/// The line must have all of these in it.
+fn refused(args: &[&str], parts: &[&str]) {
+    let line = refusal(args);
+    for part in parts {
+        assert!(line.contains(part), "{args:?}: no '{part}' in '{line}'");
+    }
+}
+
+#[test]
+fn arguments_that_mean_nothing() {
+    for (args, parts) in [
+        (&[][..], &["no kernel given", "--kernel"][..]),
+        (&["--frob"], &["unknown option --frob", "mvm --help"]),
+        (&["--kernal", "x"], &["--kernal", "did you mean --kernel?"]),
+        (&["--kernel"], &["--kernel needs a value"]),
+        (&["vmlinux"], &["'vmlinux'", "--kernel"]),
+        (&["doctor", "--frob"], &["unknown option --frob"]),
+        (&["--cpus", "2", "doctor"], &["'doctor'"]),
+    ] {
+        refused(args, parts);
+    }
+}
+
+#[test]
+fn values_that_mean_nothing() {
+    for (option, value, parts) in [
+        ("--mem", "lots", &["--mem lots", "256M"][..]),
+        ("--mem", "16M", &["16M of memory is too little", "32M"]),
+        ("--mem", "40961K", &["whole number of 4K pages"]),
+        ("--mem", "99999999T", &["too large"]),
+        ("--cpus", "0", &["0 vCPUs", "1 to 254"]),
+        ("--cpus", "two", &["--cpus two"]),
+        ("--cpus", "300", &["--cpus 300"]),
+        ("--timeout", "soon", &["--timeout soon", "60s"]),
+        ("--timeout", "0s", &["leaves no time"]),
+        (
+            "--disk",
+            "a.img,rw",
+            &["'rw'", "did you mean 'ro'", "known keys: ro, serial"],
+        ),
+        ("--disk", ",ro", &["empty part"]),
+        ("--rootfs", "", &["path is empty"]),
+        ("--disk", "a,serial=123456789012345678901", &["21 bytes"]),
+        ("--log-level", "loud", &["--log-level loud", "warn"]),
+        (
+            "--log-file",
+            "no/such/dir/log",
+            &["log file no/such/dir/log", "No such file"],
+        ),
+        ("--append", "a\nb", &["control character '\\n'"]),
+        ("--console", "printer", &["printer", "stdio"]),
+    ] {
+        refused(&["--kernel", "vmlinux", option, value], parts);
+    }
+    let two_cpus = ["--kernel", "vmlinux", "--no-acpi", "--cpus", "2"];
+    refused(&two_cpus, &["without ACPI"]);
+}
+
+#[test]
+fn configuration_files_that_are_none() {
+    let files = Files::new();
+    refused(
+        &["--config", "no/such.toml"],
+        &["configuration file no/such.toml", "No such file"],
+    );
+    for (name, content, parts) in [
+        (
+            "unknown.toml",
+            "kernel = 'a'\nkernal = 'b'",
+            &["line 2", "`kernal`"][..],
+        ),
+        ("broken.toml", "kernel = ", &["line 1"]),
+        ("broken.json", "{ \"kernel\": ", &["line 1"]),
+        (
+            "value.toml",
+            "mem = '1X'",
+            &["line 1", "'1X' is not a size"],
+        ),
+        ("silent.toml", "cpus = 1", &["no kernel given"]),
+    ] {
+        let path = files.file(name, content.as_bytes());
+        refused(&["--config", arg(&path)], parts);
+    }
+}
+
+#[test]
+fn kernels_that_are_none() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let whole = common::elf(SPIN);
+    for (name, content) in [
+        ("empty", &b""[..]),
+        ("text", b"#!/bin/sh\necho not a kernel\n"),
+        ("short", &whole[..100]),
+        ("cut", &whole[..whole.len() - 1]),
+    ] {
+        let path = files.file(name, content);
+        refused(&["--kernel", arg(&path)], &[arg(&path)]);
+    }
+    refused(
+        &["--kernel", "no/such/kernel"],
+        &["no/such/kernel", "No such file"],
+    );
+    let directory = files.path("");
+    refused(&["--kernel", arg(&directory)], &[arg(&directory)]);
+}
+
+#[test]
+fn what_does_not_fit() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let kernel = files.kernel(SPIN);
+    let kernel = arg(&kernel);
+    let initrd = files.zeroes("initrd", 64 << 20);
+    refused(
+        &["--kernel", kernel, "--initrd", arg(&initrd), "--mem", "32M"],
+        &[arg(&initrd), "memory"],
+    );
+    refused(
+        &["--kernel", kernel, "--initrd", "no/such/initrd"],
+        &["no/such/initrd", "No such file"],
+    );
+    let long = "x".repeat(5000);
+    refused(&["--kernel", kernel, "--append", &long], &["command line"]);
+}
+
+#[test]
+fn disks_that_are_none() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let kernel = files.kernel(SPIN);
+    let kernel = arg(&kernel);
+    refused(
+        &["--kernel", kernel, "--rootfs", "no/such.img"],
+        &["no/such.img", "No such file"],
+    );
+    let odd = files.zeroes("odd.img", 1000);
+    refused(
+        &["--kernel", kernel, "--disk", arg(&odd)],
+        &[arg(&odd), "512"],
+    );
+    let directory = files.path("");
+    refused(
+        &["--kernel", kernel, "--disk", arg(&directory)],
+        &[arg(&directory)],
+    );
+    let image = files.zeroes("disk.img", 1 << 20);
+    refused(
+        &[
+            "--kernel",
+            kernel,
+            "--disk",
+            arg(&image),
+            "--rootfs",
+            arg(&image),
+        ],
+        &[arg(&image), "twice"],
+    );
+    let held = std::fs::File::open(&image).unwrap();
+    held.lock().unwrap();
+    refused(
+        &["--kernel", kernel, "--disk", arg(&image)],
+        &[arg(&image), "lock"],
+    );
+}
