@@ -136,7 +136,7 @@ fn what_does_not_fit() {
     let initrd = files.zeroes("initrd", 64 << 20);
     refused(
         &["--kernel", kernel, "--initrd", arg(&initrd), "--mem", "32M"],
-        &[arg(&initrd), "memory"],
+        &["32 MiB of memory", "initrd", "at least"],
     );
     refused(
         &["--kernel", kernel, "--initrd", "no/such/initrd"],
@@ -156,7 +156,7 @@ fn disks_that_are_none() {
     let kernel = arg(&kernel);
     refused(
         &["--kernel", kernel, "--rootfs", "no/such.img"],
-        &["no/such.img", "No such file"],
+        &["no/such.img", "no such file"],
     );
     let odd = files.zeroes("odd.img", 1000);
     refused(
@@ -184,6 +184,6 @@ fn disks_that_are_none() {
     held.lock().unwrap();
     refused(
         &["--kernel", kernel, "--disk", arg(&image)],
-        &[arg(&image), "lock"],
+        &[arg(&image), "in use by another VM"],
     );
 }
