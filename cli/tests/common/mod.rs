@@ -13,6 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+#[path = "../../../vmm/tests/guest/mod.rs"]
+mod guest;
+
+pub use guest::*;
+
 /// Longer than anything here takes, shorter than anyone's patience.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -143,77 +148,6 @@ impl Files {
     pub fn kernel(&self, code: &[u8]) -> PathBuf {
         self.file("kernel", &elf(code))
     }
-}
-
-/// `jmp $`.
-pub const SPIN: &[u8] = &[0xeb, 0xfe];
-
-/// Writes "hi" to the first serial port, then spins: proof that the guest runs.
-pub const GREET: &[u8] = &[
-    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xb0, b'h', 0xee, // mov al, 'h'; out dx, al
-    0xb0, b'i', 0xee, // mov al, 'i'; out dx, al
-    0xeb, 0xfe, // jmp $
-];
-
-/// Sends each character typed back in upper case, as far as one bit does that.
-pub const SHOUT: &[u8] = &[
-    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xb0, b'>', 0xee, // mov al, '>'; out dx, al
-    0x66, 0xba, 0xfd, 0x03, // again: mov dx, 0x3fd
-    0xec, // in al, dx
-    0xa8, 0x01, // test al, 1: data ready
-    0x74, 0xf7, // jz again
-    0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
-    0xec, // in al, dx
-    0x24, 0xdf, // and al, ~0x20
-    0xee, // out dx, al
-    0xeb, 0xed, // jmp again
-];
-
-/// Asks the keyboard controller for a reset.
-pub const RESET: &[u8] = &[
-    0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al
-    0xeb, 0xfe, // jmp $
-];
-
-/// Points the IDT at nothing and faults.
-pub const TRIPLE_FAULT: &[u8] = &[
-    0x6a, 0x00, 0x6a, 0x00, // push 0; push 0: a limit and base of zero
-    0x0f, 0x01, 0x1c, 0x24, // lidt [rsp]
-    0x0f, 0x0b, // ud2
-];
-
-/// `popcnt rax, rbx`, which an interpreter of guest code does not know.
-pub const POPCNT: &[u8] = &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, 0xeb, 0xfe];
-
-/// An ELF64 executable of one segment at 1 MiB.
-pub fn elf(code: &[u8]) -> Vec<u8> {
-    const BASE: u64 = 1 << 20;
-    const HEADERS: u64 = 64 + 56;
-    let len = u64::try_from(code.len()).expect("a small kernel");
-    let mut image = Vec::new();
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    let half = |image: &mut Vec<u8>, value: u16| image.extend(value.to_le_bytes());
-    let word = |image: &mut Vec<u8>, value: u32| image.extend(value.to_le_bytes());
-    let long = |image: &mut Vec<u8>, value: u64| image.extend(value.to_le_bytes());
-    half(&mut image, 2); // ET_EXEC
-    half(&mut image, 62); // EM_X86_64
-    word(&mut image, 1);
-    long(&mut image, BASE); // entry
-    long(&mut image, 64); // program headers
-    long(&mut image, 0);
-    word(&mut image, 0);
-    for value in [64, 56, 1, 0, 0, 0] {
-        half(&mut image, value);
-    }
-    word(&mut image, 1); // PT_LOAD
-    word(&mut image, 7); // rwx
-    for value in [HEADERS, BASE, BASE, len, len.next_multiple_of(4096), 4096] {
-        long(&mut image, value);
-    }
-    image.extend(code);
-    image
 }
 
 /// The path as an argument.

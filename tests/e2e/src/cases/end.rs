@@ -20,7 +20,7 @@ tests! { "end":
     SHORT panic,
     SHORT panic_without_acpi,
     SHORT panic_without_a_root,
-    SHORT triple_fault,
+    SHORT reboot_by_triple_fault,
     SHORT power_button_on_sigterm,
     SHORT power_button_on_sigint,
     SHORT second_sigterm,
@@ -79,13 +79,14 @@ fn panic_without_a_root(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// `reboot=t` makes the kernel's restart load an empty interrupt table and fault.
-fn triple_fault(context: &Context) -> Result<()> {
+/// `reboot=t` makes the kernel's restart load an empty interrupt table and fault: still a reboot, by the
+/// mark that Linux leaves. (A fault without the mark is a crash; the tiny guests test that.)
+fn reboot_by_triple_fault(context: &Context) -> Result<()> {
     let rootfs = context.rootfs()?;
     context
         .script(Kernel::TinyElf, &rootfs, "reboot")?
         .append("reboot=t")
-        .exits_with(123)?;
+        .exits_with(0)?;
     Ok(())
 }
 
