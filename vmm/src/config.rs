@@ -50,9 +50,8 @@ pub struct VmConfig {
 }
 
 /// The kernel command line where the user gives none. `reboot=panic_warm` makes Linux leave a mark in
-/// memory (the BIOS warm-boot flag at 0x472) by which a panic is told from a reboot without any driver;
-/// `pci=off` spares it the search for a bus that is not there.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=panic_warm panic=-1 pci=off";
+/// memory (the BIOS warm-boot flag at 0x472) by which a panic is told from a reboot without any driver.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=panic_warm panic=-1";
 
 fn default_cpus() -> u8 {
     1

@@ -76,7 +76,10 @@ fn initrds(context: &Context) -> Result<()> {
         "missing",
     )?;
     let big = context.image("big-initrd", 512 << 20)?;
-    refused(&tiny()?.arg("--initrd").arg(big), "cannot hold the kernel and the initrd")?;
+    refused(
+        &tiny()?.arg("--initrd").arg(big),
+        "cannot hold the kernel and the initrd",
+    )?;
     Ok(())
 }
 
