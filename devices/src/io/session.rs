@@ -110,33 +110,33 @@ impl Session {
             source,
         };
         let at = usize::from(index.0);
-        loop {
-            let Some(queue) = self.queues.get_mut(at).filter(|queue| queue.ready()) else {
-                return Ok(());
-            };
-            let before = queue.next_avail();
-            queue.disable_notification(&self.memory).map_err(ring)?;
-            let mut exhausted = false;
-            self.run(|worker, io| {
-                worker.on_kick(index, io)?;
-                exhausted = io.exhausted();
-                Ok(())
-            })?;
-            if exhausted {
-                // A driver that never stops must not starve the other devices of this thread: come
-                // back after they had their turn.
-                return self.kicks[at].write(1).map_err(|source| DeviceFault::Host {
+        let Some(queue) = self.queues.get_mut(at).filter(|queue| queue.ready()) else {
+            return Ok(());
+        };
+        let before = queue.next_avail();
+        queue.disable_notification(&self.memory).map_err(ring)?;
+        let mut exhausted = false;
+        self.run(|worker, io| {
+            worker.on_kick(index, io)?;
+            exhausted = io.exhausted();
+            Ok(())
+        })?;
+        let queue = &mut self.queues[at];
+        // A worker that left buffers on purpose comes back for them by itself.
+        let again = exhausted
+            || queue.enable_notification(&self.memory).map_err(ring)?
+                && queue.next_avail() != before;
+        if again {
+            // A driver that never stops must not starve the other devices of this thread, nor hold up
+            // its own reset: come back after they had their turn.
+            self.kicks[at]
+                .write(1)
+                .map_err(|source| DeviceFault::Host {
                     what: "doorbell",
                     source,
-                });
-            }
-            let queue = &mut self.queues[at];
-            let more = queue.enable_notification(&self.memory).map_err(ring)?;
-            // A worker that left buffers on purpose comes back for them by itself.
-            if !more || queue.next_avail() == before {
-                return Ok(());
-            }
+                })?;
         }
+        Ok(())
     }
 
     fn dispatch(&mut self, token: u32) -> Result<(), DeviceFault> {
