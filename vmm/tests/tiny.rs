@@ -95,6 +95,17 @@ fn each_way_to_end_is_told_apart() {
 }
 
 #[test]
+fn the_serial_port_interrupts() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    if !has_kvm() {
+        return;
+    }
+    let (ended, said) = ends(guest::INTERRUPT);
+    assert_eq!(ended.unwrap(), ExitReason::PoweredOff);
+    assert_eq!(said, "hi");
+}
+
+#[test]
 fn mmio_reaches_the_device_and_pvpanic_ends_the_vm() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     if !has_kvm() {
