@@ -103,7 +103,7 @@ fn a_shell_is_at_home(context: &Context) -> Result<()> {
     let rootfs = context.rootfs()?;
     let mvm = context.boot(Kernel::TinyElf)?.arg("--rootfs").arg(&rootfs);
     let mut vm = TerminalVm::spawn(context, &mvm)?;
-    vm.wait_for("mvm:~#")?;
+    vm.wait_for("mvm:/root#")?;
     vm.type_in(b"sleep 1000\r")?;
     thread::sleep(Duration::from_millis(500));
     vm.type_in(b"\x03")?;
