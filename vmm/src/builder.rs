@@ -144,9 +144,7 @@ impl Assembly {
         }
         .create()?;
         let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
-        let (watcher, watch) =
-            HaltWatcher::new(observed.clone(), &lifecycle).map_err(device("halt watch"))?;
-        lifecycle.set_watch(watch);
+        let watcher = HaltWatcher::new(observed.clone(), lifecycle.clone());
         io.handle().add(Box::new(watcher))?;
         if let Some(input) = input {
             io.handle().add(input)?;

@@ -8,8 +8,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
@@ -37,18 +37,19 @@ const ASKING: u8 = 3;
 #[derive(Debug)]
 pub(crate) struct HaltWatch {
     phase: AtomicU8,
-    /// Set by any vCPU thread when it wakes the watch, and by the I/O thread; no watch has none.
-    timer: Option<OwnedFd>,
+    /// Set by any vCPU thread when it wakes the watch, and by the I/O thread.
+    timer: OwnedFd,
 }
 
 impl HaltWatch {
-    /// A watch that is not there.
-    pub fn none() -> &'static Self {
-        static NONE: HaltWatch = HaltWatch {
-            phase: AtomicU8::new(ACTIVE),
-            timer: None,
-        };
-        &NONE
+    /// A watch at rest, until the guest's first exit.
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        Ok(Self {
+            phase: AtomicU8::new(RESTING),
+            timer,
+        })
     }
 
     /// The guest did something.
@@ -67,12 +68,11 @@ impl HaltWatch {
     }
 
     fn arm(&self, after: Duration) {
-        let Some(timer) = &self.timer else { return };
         let once = Itimerspec {
             it_interval: Timespec::default(),
             it_value: Timespec::try_from(after).unwrap_or_default(),
         };
-        if let Err(error) = timerfd_settime(timer, TimerfdTimerFlags::empty(), &once) {
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
             log::debug!("halt watch: {error}");
         }
     }
@@ -84,46 +84,26 @@ impl HaltWatch {
     }
 }
 
-/// The side that looks.
+/// The side that looks. The lifecycle owns the watch, and the I/O thread that runs this ends before it.
 pub(crate) struct HaltWatcher {
-    watch: Arc<HaltWatch>,
     vcpus: Vec<Arc<Observed>>,
-    lifecycle: Weak<Lifecycle>,
+    lifecycle: Arc<Lifecycle>,
 }
 
 impl HaltWatcher {
-    /// A watch over the vCPUs behind `vcpus`, and the side of it for their threads.
-    pub fn new(
-        vcpus: Vec<Arc<Observed>>,
-        lifecycle: &Arc<Lifecycle>,
-    ) -> io::Result<(Self, Arc<HaltWatch>)> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        let watch = Arc::new(HaltWatch {
-            phase: AtomicU8::new(RESTING),
-            timer: Some(timer),
-        });
-        let lifecycle = Arc::downgrade(lifecycle);
-        Ok((
-            Self {
-                watch: watch.clone(),
-                vcpus,
-                lifecycle,
-            },
-            watch,
-        ))
+    /// Looks at the vCPUs behind `vcpus`.
+    pub fn new(vcpus: Vec<Arc<Observed>>, lifecycle: Arc<Lifecycle>) -> Self {
+        Self { vcpus, lifecycle }
     }
 
     fn tick(&self) {
-        let watch = &self.watch;
+        let watch = self.lifecycle.watch();
         // Each phase lasts one timer; an exit in between starts over.
         if watch.advance(ACTIVE, QUIETING) {
             watch.arm(QUIET);
         } else if watch.advance(QUIETING, ASKING) {
             self.vcpus.iter().for_each(|vcpu| vcpu.ask());
-            if let Some(lifecycle) = self.lifecycle.upgrade() {
-                lifecycle.kick();
-            }
+            self.lifecycle.kick();
             watch.arm(ANSWER);
         } else if watch.phase.load(Ordering::Acquire) == ASKING {
             self.judge();
@@ -131,42 +111,35 @@ impl HaltWatcher {
     }
 
     fn judge(&self) {
+        let watch = self.lifecycle.watch();
         let states: Vec<State> = self.vcpus.iter().map(|vcpu| vcpu.state()).collect();
         if states.iter().all(|state| *state == State::Dead) {
-            if let Some(lifecycle) = self.lifecycle.upgrade() {
-                lifecycle.end(Ok(ExitReason::Halted));
-            }
+            self.lifecycle.end(Ok(ExitReason::Halted));
         } else if states
             .iter()
             .all(|state| matches!(state, State::Dead | State::Idle))
         {
             // At rest: left alone until its next exit. One that came just now has set ACTIVE.
-            if !self.watch.advance(ASKING, RESTING) {
-                self.watch.arm(QUIET);
+            if !watch.advance(ASKING, RESTING) {
+                watch.arm(QUIET);
             }
         } else {
             // Still computing: it is awake anyway, so look again later.
-            self.watch.advance(ASKING, QUIETING);
-            self.watch.arm(QUIET);
+            watch.advance(ASKING, QUIETING);
+            watch.arm(QUIET);
         }
     }
 }
 
 impl MutEventSubscriber for HaltWatcher {
     fn init(&mut self, ops: &mut EventOps) {
-        let Some(timer) = &self.watch.timer else {
-            return;
-        };
-        if let Err(error) = ops.add(Events::new(timer, EventSet::IN)) {
+        if let Err(error) = ops.add(Events::new(&self.lifecycle.watch().timer, EventSet::IN)) {
             log::warn!("a guest that halts for good will not be noticed: {error}");
         }
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {
-        let Some(timer) = &self.watch.timer else {
-            return;
-        };
-        if rustix::io::read(timer, &mut [0; 8]).is_ok() {
+        if rustix::io::read(&self.lifecycle.watch().timer, &mut [0; 8]).is_ok() {
             self.tick();
         }
     }

@@ -11,7 +11,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use devices::io::IoThread;
@@ -66,7 +66,7 @@ pub(crate) struct Lifecycle {
     /// The vCPU threads, from `run` to `wait`; whoever ends the VM kicks them.
     vcpus: Mutex<Vec<JoinHandle<()>>>,
     memory: GuestMemory,
-    watch: OnceLock<Arc<HaltWatch>>,
+    watch: HaltWatch,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,7 +82,7 @@ impl Lifecycle {
             ended: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             vcpus: Mutex::new(Vec::new()),
             memory,
-            watch: OnceLock::new(),
+            watch: HaltWatch::new()?,
         })
     }
 
@@ -113,12 +113,7 @@ impl Lifecycle {
 
     /// The watch for machines that halt for good.
     pub fn watch(&self) -> &HaltWatch {
-        self.watch.get().map_or(HaltWatch::none(), |watch| watch)
-    }
-
-    /// Gives the lifecycle its halt watch; called once, by the builder.
-    pub fn set_watch(&self, watch: Arc<HaltWatch>) {
-        let _ = self.watch.set(watch);
+        &self.watch
     }
 }
 
