@@ -40,6 +40,9 @@ pub struct Settings {
     /// Guest memory with a unit, such as 256M or 4G [default: 256M]
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     pub mem: Option<MemorySize>,
+    /// Threads that the devices' data paths are spread over [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub io_threads: Option<u8>,
     /// Give the guest no ACPI tables
     ///
     /// Such a guest is told of its devices on the kernel command line, has one CPU, and no power button.
@@ -164,6 +167,7 @@ impl Settings {
         vm.cmdline = settings.cmdline;
         vm.append = settings.append;
         vm.cpus = settings.cpus.unwrap_or(vm.cpus);
+        vm.io_threads = settings.io_threads.unwrap_or(vm.io_threads);
         vm.mem = settings.mem.unwrap_or(vm.mem);
         vm.acpi = !settings.no_acpi;
         vm.rootfs = settings.rootfs;
@@ -188,6 +192,7 @@ impl Settings {
             append,
             cpus,
             mem,
+            io_threads,
             no_acpi,
             rootfs,
             disks,
@@ -203,6 +208,7 @@ impl Settings {
             append: append.or(other.append),
             cpus: cpus.or(other.cpus),
             mem: mem.or(other.mem),
+            io_threads: io_threads.or(other.io_threads),
             no_acpi: no_acpi || other.no_acpi,
             rootfs: rootfs.or(other.rootfs),
             disks: if disks.is_empty() { other.disks } else { disks },

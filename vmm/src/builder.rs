@@ -3,8 +3,7 @@
 //! Everything the user may have got wrong is found before KVM is opened: the settings first, then the
 //! images, then the kernel, which is read straight into guest memory. Runs on the embedder's thread.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,18 +11,17 @@ use arch::board::{Board, MmioSlot};
 use arch::kernel::{self, Loaded};
 use arch::x86_64::{boot, layout, memory as ram};
 use devices::bus::Bus;
-use devices::io::IoThread;
+use devices::io::{IoError, IoHandle, IoThread};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::power::{self, PowerBlock, PowerButton};
 use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::{MachineEvents, serial};
 use devices::mem::GuestMemory;
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::Block;
-use devices::virtio::block::raw::RawDisk;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
-use crate::config::{DEFAULT_CMDLINE, DiskConfig, VmConfig};
+use crate::catalog::{self, Controls};
+use crate::config::{DEFAULT_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console};
 use crate::error::{BuildError, VmError};
 use crate::halt::HaltWatcher;
@@ -37,6 +35,7 @@ use crate::vcpu::{Buses, Cpus, kick};
 pub struct VmBuilder {
     config: VmConfig,
     console: Console,
+    devices: Vec<Box<dyn VirtioDevice>>,
 }
 
 impl VmBuilder {
@@ -46,7 +45,15 @@ impl VmBuilder {
         Self {
             config,
             console: Console::none(),
+            devices: Vec::new(),
         }
+    }
+
+    /// A virtio device of the embedder's own, behind those that the settings name; repeatable.
+    #[must_use]
+    pub fn device(mut self, device: Box<dyn VirtioDevice>) -> Self {
+        self.devices.push(device);
+        self
     }
 
     /// Where the serial console goes.
@@ -61,13 +68,18 @@ impl VmBuilder {
     /// # Errors
     /// What is wrong, on which file or device, and the remedy.
     pub fn build(self) -> Result<Vm, BuildError> {
-        let Self { config, console } = self;
+        let Self {
+            config,
+            console,
+            devices: own,
+        } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
-        let devices = open_disks(&config)?;
+        let (mut devices, controls) = catalog::open(&config)?;
+        devices.extend(own);
         let slots: Vec<MmioSlot> = (0..devices.len()).filter_map(layout::virtio_slot).collect();
         if slots.len() < devices.len() {
-            return Err(BuildError::TooManyDisks(devices.len()));
+            return Err(BuildError::TooManyDevices(devices.len()));
         }
         let cmdline = cmdline(&config, acpi, &slots);
         let (memory, loaded) = load(&config, &cmdline)?;
@@ -85,6 +97,8 @@ impl VmBuilder {
             memory,
             loaded,
             devices,
+            controls,
+            io_threads: config.io_threads,
             console,
         }
         .assemble()
@@ -97,6 +111,8 @@ struct Assembly {
     memory: GuestMemory,
     loaded: Loaded,
     devices: Vec<Box<dyn VirtioDevice>>,
+    controls: Controls,
+    io_threads: u8,
     console: Console,
 }
 
@@ -107,17 +123,17 @@ impl Assembly {
             memory,
             loaded,
             devices,
+            controls,
+            io_threads,
             console,
         } = self;
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let lifecycle = Arc::new(Lifecycle::new(memory.clone()).map_err(device("event"))?);
-        let failed = Arc::downgrade(&lifecycle);
-        let io = IoThread::spawn("io0", move |error| {
-            if let Some(lifecycle) = failed.upgrade() {
-                lifecycle.end(Err(VmError::Io(error)));
-            }
-        })?;
+        let io: Vec<IoThread> = (0..io_threads)
+            .map(|number| spawn_io(number, &lifecycle))
+            .collect::<Result<_, _>>()?;
+        let handles: Vec<IoHandle> = io.iter().map(IoThread::handle).collect();
 
         let mut pio = Bus::new();
         let AttachedConsole { port, input, guard } =
@@ -127,9 +143,12 @@ impl Assembly {
         add_legacy(&mut pio, &lifecycle)?;
 
         let mut mmio = Bus::new();
-        for (device_face, slot) in devices.into_iter().zip(&board.virtio_mmio) {
+        for (index, (face, slot)) in devices.into_iter().zip(&board.virtio_mmio).enumerate() {
             let line = kvm.line(slot.gsi)?;
-            let transport = MmioTransport::new(device_face, memory.clone(), io.handle(), line)
+            // Each device begins at another thread, so that those of one lane are spread as well.
+            let mut threads = handles.clone();
+            threads.rotate_left(index % handles.len());
+            let transport = MmioTransport::new(face, memory.clone(), threads.into(), line)
                 .map_err(device("virtio device"))?;
             for (queue, event) in (0..).zip(transport.doorbells()) {
                 kvm.doorbell(slot.base + mmio::QUEUE_NOTIFY, queue, event)?;
@@ -145,9 +164,12 @@ impl Assembly {
         .create()?;
         let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
         let watcher = HaltWatcher::new(observed.clone(), lifecycle.clone());
-        io.handle().add(Box::new(watcher))?;
+        let [first, ..] = handles.as_slice() else {
+            unreachable!("validated: at least one I/O thread")
+        };
+        first.add(Box::new(watcher))?;
         if let Some(input) = input {
-            io.handle().add(input)?;
+            first.add(input)?;
         }
 
         let buses = Arc::new(Buses { pio, mmio });
@@ -163,7 +185,8 @@ impl Assembly {
             })
             .collect();
         let machine = Machine {
-            io: Some(io),
+            io,
+            controls: Arc::new(controls),
             console: Some(guard),
             power_button,
             lifecycle,
@@ -171,6 +194,16 @@ impl Assembly {
         };
         Ok(Vm { vcpus, machine })
     }
+}
+
+/// An I/O thread whose failure ends the VM.
+fn spawn_io(number: u8, lifecycle: &Arc<Lifecycle>) -> Result<IoThread, IoError> {
+    let failed = Arc::downgrade(lifecycle);
+    IoThread::spawn(&format!("io{number}"), move |error| {
+        if let Some(lifecycle) = failed.upgrade() {
+            lifecycle.end(Err(VmError::Io(error)));
+        }
+    })
 }
 
 fn device(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {
@@ -189,37 +222,6 @@ fn add_legacy(pio: &mut Bus, lifecycle: &Arc<Lifecycle>) -> Result<(), BuildErro
     )?;
     pio.insert(pvpanic::PORT, pvpanic::LEN, Arc::new(PvPanic::new(events)))?;
     Ok(())
-}
-
-/// All disks, the root file system first: opened, checked and locked.
-fn open_disks(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
-    let all: Vec<&DiskConfig> = config.rootfs.iter().chain(&config.disks).collect();
-    for (index, disk) in all.iter().enumerate() {
-        // Two writers of one file are also kept apart by its lock; this tells the user why.
-        let twice = |other: &&&DiskConfig| {
-            !(disk.read_only && other.read_only) && same_file(&disk.path, &other.path)
-        };
-        if all.iter().take(index).any(|other| twice(&other)) {
-            return Err(BuildError::ImageTwice(disk.path.clone()));
-        }
-    }
-    all.into_iter()
-        .map(|disk| {
-            let image = RawDisk::open(&disk.path, disk.read_only)?;
-            let image = match &disk.serial {
-                Some(serial) => image.with_id(serial.clone()),
-                None => image,
-            };
-            Ok(Box::new(Block::new(Box::new(image))) as Box<dyn VirtioDevice>)
-        })
-        .collect()
-}
-
-fn same_file(one: &Path, other: &Path) -> bool {
-    match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
-    }
 }
 
 /// Whether the guest gets ACPI tables: not if the settings or the command line say otherwise.

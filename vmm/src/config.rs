@@ -43,6 +43,9 @@ pub struct VmConfig {
     /// Further disks, in order.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Threads that the devices' data paths are spread over.
+    #[serde(default = "default_io_threads")]
+    pub io_threads: u8,
     /// Whether the guest gets ACPI tables. Without them it is told of its devices on the command line,
     /// gets a PIT, and has one CPU.
     #[serde(default = "default_true")]
@@ -61,6 +64,10 @@ fn default_mem() -> MemorySize {
     MemorySize::mib(256)
 }
 
+fn default_io_threads() -> u8 {
+    1
+}
+
 fn default_true() -> bool {
     true
 }
@@ -77,6 +84,7 @@ impl VmConfig {
             mem: default_mem(),
             rootfs: None,
             disks: Vec::new(),
+            io_threads: default_io_threads(),
             acpi: true,
         }
     }
@@ -101,6 +109,9 @@ impl VmConfig {
         }
         if self.cpus > 1 && !self.acpi {
             return Err(ConfigError::CpusWithoutAcpi(self.cpus));
+        }
+        if !(1..=MAX_IO_THREADS).contains(&self.io_threads) {
+            return Err(ConfigError::IoThreads(self.io_threads));
         }
         if self.mem < MIN_MEMORY {
             return Err(ConfigError::MemoryTooSmall(self.mem));
@@ -137,6 +148,9 @@ impl VmConfig {
 /// kept free for the I/O APIC.
 pub const MAX_CPUS: u8 = 254;
 
+/// More threads than this only get in each other's way.
+pub const MAX_IO_THREADS: u8 = 64;
+
 /// Less than this does not hold an unpacked stock kernel.
 pub const MIN_MEMORY: MemorySize = MemorySize::mib(32);
 
@@ -151,6 +165,9 @@ pub enum ConfigError {
     /// No vCPU, or more than APIC ids reach.
     #[error("{0} vCPUs asked for; a VM has 1 to {MAX_CPUS}")]
     Cpus(u8),
+    /// No I/O thread, or too many.
+    #[error("{0} I/O threads asked for; a VM has 1 to {MAX_IO_THREADS}")]
+    IoThreads(u8),
     /// Linux finds further CPUs through the ACPI MADT only.
     #[error(
         "{0} vCPUs without ACPI: the guest would find only the first; ask for one, or keep ACPI"
@@ -201,6 +218,10 @@ mod tests {
         assert_eq!(
             refused(|c| c.cpus = 255),
             "255 vCPUs asked for; a VM has 1 to 254"
+        );
+        assert_eq!(
+            refused(|c| c.io_threads = 0),
+            "0 I/O threads asked for; a VM has 1 to 64"
         );
         assert!(refused(|c| (c.cpus, c.acpi) = (2, false)).starts_with("2 vCPUs without ACPI"),);
         assert_eq!(

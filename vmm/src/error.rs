@@ -47,9 +47,9 @@ pub enum BuildError {
     /// One image is used for two disks.
     #[error("disk image {} is given twice; each disk needs an image of its own", .0.display())]
     ImageTwice(PathBuf),
-    /// More disks than there are places for.
-    #[error("{0} disks are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
-    TooManyDisks(usize),
+    /// More devices than there are places for.
+    #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
+    TooManyDevices(usize),
     /// Guest memory cannot be mapped.
     #[error("{mib} MiB of guest memory cannot be mapped: {source}; lower --mem")]
     Memory {

@@ -19,6 +19,7 @@
 //! interrupted. Any number of VMs may live in one process.
 
 mod builder;
+mod catalog;
 pub mod config;
 pub mod console;
 mod error;

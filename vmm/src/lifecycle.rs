@@ -20,6 +20,7 @@ use devices::legacy::{MachineEvent, MachineEvents};
 use devices::mem::GuestMemory;
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::catalog::Controls;
 use crate::console::{ConsoleGuard, FLUSH_LIMIT};
 use crate::error::VmError;
 use crate::halt::HaltWatch;
@@ -141,7 +142,8 @@ pub struct Vm {
 /// All of a VM but its vCPUs.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    pub io: Option<IoThread>,
+    pub io: Vec<IoThread>,
+    pub controls: Arc<Controls>,
     pub console: Option<ConsoleGuard>,
     pub power_button: Arc<PowerButton>,
     pub lifecycle: Arc<Lifecycle>,
@@ -205,6 +207,7 @@ impl Running {
         VmHandle {
             lifecycle: self.machine.lifecycle.clone(),
             power_button: self.machine.power_button.clone(),
+            _controls: self.machine.controls.clone(),
         }
     }
 
@@ -238,7 +241,7 @@ impl Running {
             // A panic was reported as the VM's outcome.
             let _ = thread.join();
         }
-        drop(machine.io.take());
+        machine.io.clear();
         if let Some(console) = machine.console.take() {
             console.close(FLUSH_LIMIT);
         }
@@ -264,6 +267,7 @@ impl Drop for Running {
 pub struct VmHandle {
     lifecycle: Arc<Lifecycle>,
     power_button: Arc<PowerButton>,
+    _controls: Arc<Controls>,
 }
 
 impl VmHandle {

@@ -3,6 +3,8 @@
 
 mod queue_io;
 mod session;
+#[cfg(test)]
+mod tests;
 mod thread;
 
 pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};

@@ -33,6 +33,10 @@ pub struct QueueIo<'m> {
     queues: &'m mut [Queue],
     features: Features,
     completed: QueueSet,
+    /// Queues that were found empty, and got no chain since.
+    empty: QueueSet,
+    /// Queues that a worker had to leave for want of budget.
+    cut_short: QueueSet,
     /// Chains that may still be popped in this event.
     budget: u32,
 }
@@ -48,6 +52,17 @@ pub const MAX_QUEUES: u16 = 64;
 pub struct QueueSet(u64);
 
 impl QueueSet {
+    /// Every queue a device may have.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// The set of `queues`.
+    #[must_use]
+    pub fn of(queues: impl IntoIterator<Item = QueueIndex>) -> Self {
+        let mut set = Self::default();
+        queues.into_iter().for_each(|queue| set.insert(queue));
+        set
+    }
+
     /// Whether `queue` is in the set.
     #[must_use]
     pub fn contains(self, queue: QueueIndex) -> bool {
@@ -60,17 +75,25 @@ impl QueueSet {
             self.0 |= 1 << queue.0;
         }
     }
+
+    /// Takes `queue` out of the set.
+    pub fn remove(&mut self, queue: QueueIndex) {
+        if queue.0 < MAX_QUEUES {
+            self.0 &= !(1 << queue.0);
+        }
+    }
 }
 
 impl<'m> QueueIo<'m> {
     /// A view of `queues` over `memory`, for a driver that accepted `features`.
     pub fn new(memory: &'m GuestMemory, queues: &'m mut [Queue], features: Features) -> Self {
-        let completed = QueueSet::default();
         Self {
             memory,
             queues,
             features,
-            completed,
+            completed: QueueSet::default(),
+            empty: QueueSet::default(),
+            cut_short: QueueSet::default(),
             budget: BUDGET,
         }
     }
@@ -81,10 +104,16 @@ impl<'m> QueueIo<'m> {
         self.completed
     }
 
-    /// Whether [`pop`](Self::pop) gave `None` only because this event has had its share.
+    /// The queues that [`pop`](Self::pop) found empty: the driver must kick when it fills them.
     #[must_use]
-    pub fn exhausted(&self) -> bool {
-        self.budget == 0
+    pub fn empty(&self) -> QueueSet {
+        self.empty
+    }
+
+    /// The queues of which [`pop`](Self::pop) gave `None` only because this event has had its share.
+    #[must_use]
+    pub fn cut_short(&self) -> QueueSet {
+        self.cut_short
     }
 
     /// Guest memory.
@@ -108,6 +137,12 @@ impl<'m> QueueIo<'m> {
         let ring = |source| DeviceFault::Ring { queue, source };
         let memory = self.memory;
         if !self.has_more(queue)? {
+            self.empty.insert(queue);
+            return Ok(None);
+        }
+        self.empty.remove(queue);
+        if self.budget == 0 {
+            self.cut_short.insert(queue);
             return Ok(None);
         }
         let q = self.queue(queue)?;
@@ -175,6 +210,17 @@ impl<'m> QueueIo<'m> {
         }
         self.budget -= 1;
         Ok(Some(chain))
+    }
+
+    /// Puts the chain that was popped last from `queue` back, as if it had not been popped; may be
+    /// repeated for the ones before it. The worker comes back for them by itself.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub fn unpop(&mut self, queue: QueueIndex) -> Result<(), DeviceFault> {
+        self.queue(queue)?.go_to_previous_position();
+        self.empty.remove(queue);
+        Ok(())
     }
 
     /// Gives chain `head` of `queue` back to the driver, with `len` bytes written into it. Whether the

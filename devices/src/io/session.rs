@@ -1,4 +1,4 @@
-//! One activated virtio device: its worker, its queues, and the descriptors that wake it.
+//! One lane of an activated virtio device: its worker, its queues, and the descriptors that wake it.
 //!
 //! Made by a transport at DRIVER_OK, owned by an I/O thread until the driver resets the device. This is
 //! the only event subscriber of virtio, for all device kinds.
@@ -11,14 +11,29 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::QueueIo;
+use super::{QueueIo, QueueSet};
 use crate::mem::GuestMemory;
-use crate::virtio::{DeviceFault, Features, QueueIndex, QueueWorker, Source, VirtioInterrupt};
+use crate::virtio::{
+    DeviceFault, Features, QueueIndex, QueueWorker, Source, VirtioInterrupt, Wake,
+};
 
 /// Event tokens below this are kicks of the queue with that number, those from here on are sources.
 const FIRST_SOURCE: u32 = 1 << 16;
 
-/// An activated device, ready to be handed to an I/O thread.
+fn ring_fault(queue: QueueIndex) -> impl Fn(virtio_queue::Error) -> DeviceFault {
+    move |source| DeviceFault::Ring { queue, source }
+}
+
+impl From<Wake> for EventSet {
+    fn from(wake: Wake) -> Self {
+        match wake {
+            Wake::Readable => Self::IN,
+            Wake::Change => Self::IN | Self::OUT | Self::EDGE_TRIGGERED,
+        }
+    }
+}
+
+/// One lane of an activated device, ready to be handed to an I/O thread.
 pub struct Session {
     worker: Box<dyn QueueWorker>,
     queues: Vec<Queue>,
@@ -34,7 +49,8 @@ pub struct Session {
 /// What a transport puts into a [`Session`] beside the worker.
 #[derive(Debug)]
 pub struct SessionParts {
-    /// The queues as the driver set them up.
+    /// All queues of the device by their index. Those of other lanes, or that the driver does not use,
+    /// are not ready.
     pub queues: Vec<Queue>,
     /// One doorbell per queue.
     pub kicks: Arc<[EventFd]>,
@@ -70,28 +86,45 @@ impl Session {
         }
     }
 
-    /// Runs the worker on one event, then tells the driver of what was completed.
+    /// Runs the worker on one event, then tells the driver of what was completed and sees to it that the
+    /// worker is called again when there is more to do.
     fn run(
         &mut self,
         step: impl FnOnce(&mut dyn QueueWorker, &mut QueueIo<'_>) -> Result<(), DeviceFault>,
     ) -> Result<(), DeviceFault> {
         let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
         let outcome = step(self.worker.as_mut(), &mut io);
-        let completed = io.completed();
+        let (completed, empty, cut_short) = (io.completed(), io.empty(), io.cut_short());
         // What was completed before a fault is announced all the same.
-        for (index, queue) in (0u16..).zip(self.queues.iter_mut()) {
-            if !completed.contains(QueueIndex(index)) {
-                continue;
+        self.announce(completed)?;
+        outcome?;
+        for (index, queue) in (0u16..).map(QueueIndex).zip(self.queues.iter_mut()) {
+            // The driver may have filled a queue between its being found empty and this.
+            let again = cut_short.contains(index)
+                || empty.contains(index)
+                    && queue
+                        .enable_notification(&self.memory)
+                        .map_err(ring_fault(index))?;
+            if again && let Some(kick) = self.kicks.get(usize::from(index.0)) {
+                // A driver that never stops must not starve the other devices of this thread, nor hold
+                // up its own reset: come back after they had their turn.
+                kick.write(1).map_err(|source| DeviceFault::Host {
+                    what: "doorbell",
+                    source,
+                })?;
             }
-            let index = QueueIndex(index);
-            let wanted =
-                queue
+        }
+        Ok(())
+    }
+
+    /// Interrupts the driver for the queues that got chains back, where it wants that.
+    fn announce(&mut self, completed: QueueSet) -> Result<(), DeviceFault> {
+        for (index, queue) in (0u16..).map(QueueIndex).zip(self.queues.iter_mut()) {
+            if completed.contains(index)
+                && queue
                     .needs_notification(&self.memory)
-                    .map_err(|source| DeviceFault::Ring {
-                        queue: index,
-                        source,
-                    })?;
-            if wanted {
+                    .map_err(ring_fault(index))?
+            {
                 self.interrupt
                     .queue(index)
                     .map_err(|source| DeviceFault::Host {
@@ -100,43 +133,19 @@ impl Session {
                     })?;
             }
         }
-        outcome
+        Ok(())
     }
 
     /// The driver kicked `index`: take all there is, without kicks in the meantime.
     fn kicked(&mut self, index: QueueIndex) -> Result<(), DeviceFault> {
-        let ring = |source| DeviceFault::Ring {
-            queue: index,
-            source,
-        };
         let at = usize::from(index.0);
         let Some(queue) = self.queues.get_mut(at).filter(|queue| queue.ready()) else {
             return Ok(());
         };
-        let before = queue.next_avail();
-        queue.disable_notification(&self.memory).map_err(ring)?;
-        let mut exhausted = false;
-        self.run(|worker, io| {
-            worker.on_kick(index, io)?;
-            exhausted = io.exhausted();
-            Ok(())
-        })?;
-        let queue = &mut self.queues[at];
-        // A worker that left buffers on purpose comes back for them by itself.
-        let again = exhausted
-            || queue.enable_notification(&self.memory).map_err(ring)?
-                && queue.next_avail() != before;
-        if again {
-            // A driver that never stops must not starve the other devices of this thread, nor hold up
-            // its own reset: come back after they had their turn.
-            self.kicks[at]
-                .write(1)
-                .map_err(|source| DeviceFault::Host {
-                    what: "doorbell",
-                    source,
-                })?;
-        }
-        Ok(())
+        queue
+            .disable_notification(&self.memory)
+            .map_err(ring_fault(index))?;
+        self.run(|worker, io| worker.on_kick(index, io))
     }
 
     fn dispatch(&mut self, token: u32) -> Result<(), DeviceFault> {
@@ -162,7 +171,7 @@ impl Session {
             .map(|((token, kick), _)| Events::with_data(kick, token, EventSet::IN))
             .chain(self.sources.iter().map(|source| {
                 let token = FIRST_SOURCE.saturating_add(source.token);
-                Events::with_data_raw(source.fd, token, EventSet::IN)
+                Events::with_data_raw(source.fd, token, source.wake.into())
             }))
             .collect()
     }

@@ -8,11 +8,12 @@
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use bitflags::bitflags;
 use thiserror::Error;
 
-use crate::io::QueueIo;
+use crate::io::{QueueIo, QueueSet};
 
 pub mod block;
 #[cfg(test)]
@@ -23,8 +24,22 @@ pub mod transport;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum VirtioKind {
+    /// §5.1, a network card.
+    Net = 1,
     /// §5.2, a block device.
     Block = 2,
+    /// §5.3, a console.
+    Console = 3,
+    /// §5.4, a source of entropy.
+    Entropy = 4,
+    /// §5.5, a memory balloon.
+    Balloon = 5,
+    /// §5.10, a socket device.
+    Vsock = 19,
+    /// §5.11, a file system.
+    FileSystem = 26,
+    /// §5.19, persistent memory.
+    Pmem = 27,
 }
 
 /// Index of a virtqueue within its device.
@@ -153,12 +168,43 @@ pub trait VirtioDevice: fmt::Debug + Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver writes configuration space. Most devices ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-    /// The driver is ready with `acked` features: makes the data path. Called again after each reset,
-    /// once the worker of the time before is gone.
+    /// The transport took the device: `interrupt` reaches its driver, for good. A device whose
+    /// configuration changes by itself keeps it, to say so. Called once.
+    fn connect(&mut self, _interrupt: Arc<dyn VirtioInterrupt>) {}
+    /// The driver is ready with `acked` features: makes the data path, in one lane or several. Called
+    /// again after each reset, once the workers of the time before are gone.
     ///
     /// # Errors
     /// The device goes to NEEDS_RESET; the VM goes on.
-    fn activate(&mut self, acked: Features) -> Result<Box<dyn QueueWorker>, ActivateError>;
+    fn activate(&mut self, acked: Features) -> Result<Vec<Lane>, ActivateError>;
+}
+
+/// A part of a device's data path that can run on a thread of its own: a worker and the queues that are
+/// its own. No queue belongs to two lanes.
+pub struct Lane {
+    /// The queues it serves.
+    pub queues: QueueSet,
+    /// Who serves them.
+    pub worker: Box<dyn QueueWorker>,
+}
+
+impl Lane {
+    /// A data path in one lane: one worker for all queues.
+    #[must_use]
+    pub fn whole(worker: impl QueueWorker + 'static) -> Vec<Self> {
+        vec![Self {
+            queues: QueueSet::ALL,
+            worker: Box::new(worker),
+        }]
+    }
+}
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A descriptor beside the kicks that a worker wants to be woken by: a completion ring, a timer, a tap.
@@ -168,21 +214,34 @@ pub struct Source {
     pub fd: RawFd,
     /// Comes back in [`QueueWorker::on_source`].
     pub token: u32,
+    /// When the worker is called.
+    pub wake: Wake,
+}
+
+/// When a [`Source`] wakes its worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// As long as there is something to read.
+    Readable,
+    /// Once, each time that it becomes readable, writable, or is closed: the worker then goes on until
+    /// the descriptor would block, or remembers that it has not.
+    Change,
 }
 
 /// The data path of a device. Owned by one I/O thread; never runs on a vCPU thread.
 pub trait QueueWorker: Send {
-    /// What to watch for reading, beside the kicks. Asked once, when the I/O thread takes the worker.
+    /// What to watch beside the kicks. Asked once, when the I/O thread takes the worker.
     fn sources(&self) -> Vec<Source> {
         Vec::new()
     }
     /// The driver put buffers into `queue`: take them with [`QueueIo::pop`] until it gives `None`.
-    /// May also be called when there are none.
+    /// May also be called when there are none. A worker that leaves buffers in the queue gets no further
+    /// kicks of it until a `pop` found it empty, and comes back for them by itself.
     ///
     /// # Errors
     /// A fault stops the data path and sets DEVICE_NEEDS_RESET.
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault>;
-    /// The descriptor with `token` is readable. May be called spuriously.
+    /// The source with `token` woke. May be called spuriously.
     ///
     /// # Errors
     /// As for [`on_kick`](Self::on_kick).

@@ -8,6 +8,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes};
 
 use crate::mem::{GuestAddress, GuestMemory};
+use crate::virtio::{Features, QueueWorker, VirtioDevice};
 
 /// The chain goes on at `next`. Virtio 1.2 §2.7.5.
 pub(crate) const NEXT: u16 = 1;
@@ -25,6 +26,13 @@ pub(crate) const END: u64 = 0x40_0000;
 pub(crate) fn memory() -> GuestMemory {
     let half = usize::try_from(SEAM).unwrap();
     GuestMemory::from_ranges(&[(GuestAddress(0), half), (GuestAddress(SEAM), half)]).unwrap()
+}
+
+/// The worker of a device whose data path is one lane.
+pub(crate) fn worker(device: &mut dyn VirtioDevice, acked: Features) -> Box<dyn QueueWorker> {
+    let mut lanes = device.activate(acked).unwrap();
+    assert_eq!(lanes.len(), 1);
+    lanes.remove(0).worker
 }
 
 /// One descriptor as it stands in a table.

@@ -32,7 +32,7 @@ use virtio_bindings::virtio_blk::{
 use self::disk::{Disk, DiskInfo, SECTOR};
 use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Rules};
 use self::worker::{SharedDisk, Worker};
-use super::{ActivateError, Features, QueueWorker, VirtioDevice, VirtioKind};
+use super::{ActivateError, Features, Lane, VirtioDevice, VirtioKind};
 
 pub mod disk;
 mod errors;
@@ -115,7 +115,7 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn activate(&mut self, acked: Features) -> Result<Box<dyn QueueWorker>, ActivateError> {
+    fn activate(&mut self, acked: Features) -> Result<Vec<Lane>, ActivateError> {
         if Arc::strong_count(&self.disk) > 1 {
             return Err(ActivateError {
                 what: "the data path from before the reset still has the disk",
@@ -131,7 +131,7 @@ impl VirtioDevice for Block {
         };
         let through = !negotiated(VIRTIO_BLK_F_FLUSH);
         let disk = Arc::clone(&self.disk);
-        Ok(Box::new(Worker::new(disk, rules, through, QUEUE_SIZE)))
+        Ok(Lane::whole(Worker::new(disk, rules, through, QUEUE_SIZE)))
     }
 }
 

@@ -19,7 +19,7 @@ use super::errors::ErrorLog;
 use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
 use crate::io::{Chain, QueueIo};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
-use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source};
+use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
 /// The one request queue.
 pub(super) const QUEUE: QueueIndex = QueueIndex(0);
@@ -91,6 +91,7 @@ impl QueueWorker for Worker {
         let source = |fd| Source {
             fd,
             token: COMPLETION,
+            wake: Wake::Readable,
         };
         event.map(source).into_iter().collect()
     }

@@ -14,7 +14,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
-use crate::io::{IoHandle, MAX_QUEUES, Session, SessionParts, TaskId};
+use crate::io::{IoHandle, MAX_QUEUES, QueueSet, Session, SessionParts, TaskId};
 use crate::irq::IrqLine;
 use crate::mem::GuestMemory;
 use crate::virtio::{Features, MAX_QUEUE_SIZE, QueueIndex, Status, VirtioDevice, VirtioInterrupt};
@@ -126,7 +126,8 @@ pub struct MmioTransport {
 struct Registers {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
-    io: IoHandle,
+    /// The threads that the lanes are spread over.
+    io: Arc<[IoHandle]>,
     kicks: Arc<[EventFd]>,
     signals: Arc<Signals>,
     device_features_sel: u32,
@@ -134,20 +135,21 @@ struct Registers {
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<QueueSetup>,
-    /// The data path, while the driver runs the device.
-    session: Option<TaskId>,
+    /// The lanes of the data path and their threads, while the driver runs the device.
+    sessions: Vec<(IoHandle, TaskId)>,
 }
 
 impl MmioTransport {
-    /// Puts `device` behind registers. Its data path will run on `io`; `line` interrupts the driver.
+    /// Puts `device` behind registers. The lanes of its data path will run on the threads of `io` in
+    /// turn; `line` interrupts the driver.
     ///
     /// # Errors
     /// No descriptors are left for the doorbells, or the device offers more queues or larger ones than
     /// mvm allows.
     pub fn new(
-        device: Box<dyn VirtioDevice>,
+        mut device: Box<dyn VirtioDevice>,
         memory: GuestMemory,
-        io: IoHandle,
+        io: Arc<[IoHandle]>,
         line: Arc<dyn IrqLine>,
     ) -> io::Result<Self> {
         let sizes = device.queue_sizes();
@@ -166,6 +168,7 @@ impl MmioTransport {
             generation: AtomicU32::new(0),
             line,
         });
+        device.connect(signals.clone());
         let mut registers = Registers {
             device,
             memory,
@@ -177,7 +180,7 @@ impl MmioTransport {
             driver_features: 0,
             queue_sel: 0,
             queues,
-            session: None,
+            sessions: Vec::new(),
         };
         registers.reset_queues();
         Ok(Self {
@@ -411,32 +414,40 @@ impl Registers {
     }
 
     fn activate(&mut self) {
-        let rings: Option<Vec<Queue>> = (0..)
-            .zip(&self.queues)
-            .map(|(index, setup)| self.ring(index, *setup))
-            .collect();
-        let Some(queues) = rings else {
+        if self.rings(QueueSet::ALL).is_none() {
             return self.fault("DRIVER_OK with impossible queues");
-        };
+        }
         let features = self.acked();
-        let worker = match self.device.activate(features) {
-            Ok(worker) => worker,
+        let lanes = match self.device.activate(features) {
+            Ok(lanes) => lanes,
             Err(error) => return self.fault(&error.to_string()),
         };
-        let session = Session::new(
-            worker,
-            SessionParts {
-                queues,
+        let threads = self.io.clone();
+        for (lane, thread) in lanes.into_iter().zip(threads.iter().cycle()) {
+            let parts = SessionParts {
+                queues: self.rings(lane.queues).unwrap_or_default(),
                 kicks: self.kicks.clone(),
                 memory: self.memory.clone(),
                 features,
                 interrupt: self.signals.clone(),
-            },
-        );
-        match self.io.add(Box::new(session)) {
-            Ok(task) => self.session = Some(task),
-            Err(error) => self.fault(&error.to_string()),
+            };
+            match thread.add(Box::new(Session::new(lane.worker, parts))) {
+                Ok(task) => self.sessions.push((thread.clone(), task)),
+                Err(error) => return self.fault(&error.to_string()),
+            }
         }
+    }
+
+    /// All queues, of which those in `own` are as the driver set them up and the others not ready; none
+    /// if what the driver set up is impossible.
+    fn rings(&self, own: QueueSet) -> Option<Vec<Queue>> {
+        (0..)
+            .zip(&self.queues)
+            .map(|(index, setup)| {
+                let ready = setup.ready && own.contains(QueueIndex(index));
+                self.ring(usize::from(index), QueueSetup { ready, ..*setup })
+            })
+            .collect()
     }
 
     fn reset(&mut self) {
@@ -462,10 +473,10 @@ impl Registers {
 
     /// Takes the data path back from its thread and ends it.
     fn stop(&mut self) {
-        if let Some(task) = self.session.take()
-            && let Err(error) = self.io.remove(task)
-        {
-            log::debug!("virtio device: {error}");
+        for (thread, task) in self.sessions.drain(..) {
+            if let Err(error) = thread.remove(task) {
+                log::debug!("virtio device: {error}");
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 //! A virtio-mmio device driven through its registers alone, by well-behaved drivers and by hostile ones.
 
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -10,12 +12,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::mmio::{LEN, MmioTransport, QUEUE_NOTIFY};
 use crate::bus::BusDevice;
-use crate::io::{IoThread, QueueIo};
+use crate::io::{IoThread, QueueIo, QueueSet};
 use crate::mem::GuestMemory;
 use crate::virtio::block::{Block, raw::RawDisk};
 use crate::virtio::testing::{Descriptor, Driver, END, NEXT, memory};
 use crate::virtio::{
-    ActivateError, DeviceFault, Features, QueueIndex, QueueWorker, VirtioDevice, VirtioKind,
+    ActivateError, DeviceFault, Features, Lane, QueueIndex, QueueWorker, Source, VirtioDevice,
+    VirtioKind, Wake,
 };
 
 const DEVICE_FEATURES: u64 = 0x10;
@@ -72,7 +75,8 @@ impl Machine {
         image: Option<NamedTempFile>,
     ) -> Self {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let device = MmioTransport::new(device, memory.clone(), io.handle(), line.clone()).unwrap();
+        let device =
+            MmioTransport::new(device, memory.clone(), [io.handle()].into(), line.clone()).unwrap();
         Self {
             device,
             line,
@@ -353,11 +357,11 @@ impl VirtioDevice for Restless {
         Features::VERSION_1
     }
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-    fn activate(&mut self, _acked: Features) -> Result<Box<dyn QueueWorker>, ActivateError> {
+    fn activate(&mut self, _acked: Features) -> Result<Vec<Lane>, ActivateError> {
         let mut driver = Driver::new(&self.0, BASE, SIZE);
         driver.set_descriptor(0, Descriptor::writable(0x8000, 1));
         driver.publish(0);
-        Ok(Box::new(RestlessWorker(driver)))
+        Ok(Lane::whole(RestlessWorker(driver)))
     }
 }
 
@@ -384,6 +388,105 @@ fn a_driver_that_never_stops_does_not_starve_the_thread() {
     quiet.read_sector(&mut neighbour, 5);
     busy.set(STATUS, 0);
     assert_eq!(busy.get(STATUS), 0);
+}
+
+/// A device of two queues, each a lane of its own, whose workers say which thread they run on.
+#[derive(Debug)]
+struct TwoLanes(Sender<(QueueIndex, Option<String>)>);
+
+struct LaneWorker(Sender<(QueueIndex, Option<String>)>, EventFd);
+
+impl VirtioDevice for TwoLanes {
+    fn kind(&self) -> VirtioKind {
+        VirtioKind::Net
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE, SIZE]
+    }
+    fn features(&self) -> Features {
+        Features::VERSION_1
+    }
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    fn activate(&mut self, _acked: Features) -> Result<Vec<Lane>, ActivateError> {
+        let lane = |queue| {
+            let event = EventFd::new(EFD_NONBLOCK).unwrap();
+            event.write(1).unwrap();
+            Lane {
+                queues: QueueSet::of([QueueIndex(queue)]),
+                worker: Box::new(LaneWorker(self.0.clone(), event)),
+            }
+        };
+        Ok(vec![lane(0), lane(1)])
+    }
+}
+
+impl QueueWorker for LaneWorker {
+    fn sources(&self) -> Vec<Source> {
+        vec![Source {
+            fd: self.1.as_raw_fd(),
+            token: 7,
+            wake: Wake::Change,
+        }]
+    }
+    fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        let other = QueueIndex(1 - queue.0);
+        assert!(io.pop(other).is_err(), "the other lane's queue");
+        let thread = std::thread::current().name().map(str::to_owned);
+        self.0.send((queue, thread)).unwrap();
+        Ok(())
+    }
+    fn on_source(&mut self, token: u32, _io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        // Not read: a source of changes wakes once all the same.
+        self.0
+            .send((QueueIndex(10), Some(token.to_string())))
+            .unwrap();
+        Ok(())
+    }
+}
+
+#[test]
+fn each_lane_has_its_queues_on_a_thread_of_its_own() {
+    let spawn = |name| IoThread::spawn(name, |error| panic!("{error}")).unwrap();
+    let threads = [spawn("one"), spawn("two")];
+    let (sender, seen) = channel();
+    let memory = memory();
+    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let handles = threads.iter().map(IoThread::handle).collect();
+    let device = MmioTransport::new(
+        Box::new(TwoLanes(sender)),
+        memory.clone(),
+        handles,
+        line.clone(),
+    );
+    let machine = Machine {
+        device: device.unwrap(),
+        line,
+        memory,
+        _image: None,
+    };
+    assert!(machine.negotiate(VERSION_1));
+    for queue in 0..2 {
+        let driver = Driver::new(&machine.memory, BASE + 0x1000 * u64::from(queue), SIZE);
+        machine.set(QUEUE_SEL, queue);
+        machine.set(QUEUE_SIZE, u32::from(SIZE));
+        machine.set_long(DESCRIPTORS, driver.descriptor_table());
+        machine.set_long(DRIVER_AREA, driver.avail_ring());
+        machine.set_long(DEVICE_AREA, driver.used_ring());
+        machine.set(QUEUE_READY, 1);
+    }
+    machine.set(STATUS, DRIVER_OK);
+    for _ in 0..2 {
+        let (_, token) = seen.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(token.as_deref(), Some("7"));
+    }
+    for (queue, thread) in [(0, "one"), (1, "two"), (0, "one")] {
+        machine.set(QUEUE_NOTIFY, queue);
+        let (seen_queue, name) = seen.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(u32::from(seen_queue.0), queue);
+        assert_eq!(name.as_deref(), Some(thread));
+    }
+    machine.set(STATUS, 0);
+    assert!(seen.try_recv().is_err(), "both lanes are gone");
 }
 
 #[test]

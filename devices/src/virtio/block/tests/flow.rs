@@ -53,7 +53,7 @@ fn reads_writes_and_clears() {
 fn without_flush_writes_are_through() {
     let mut bench = Bench::new(info());
     let offered = bench.block.features();
-    let mut worker = bench.block.activate(offered - F_FLUSH).unwrap();
+    let mut worker = bench.worker_for(offered - F_FLUSH);
     ask(&mut bench.driver, OUT, 0, &[1; 512], 0);
     ask(&mut bench.driver, WRITE_ZEROES, 0, &segment(9, 1, 0), 0);
     bench.kick(worker.as_mut()).unwrap();
@@ -87,7 +87,7 @@ fn nothing_changes_a_read_only_disk() {
         ..info()
     });
     // Even for a driver that accepted more than was offered.
-    let mut worker = bench.block.activate(Features::all()).unwrap();
+    let mut worker = bench.worker_for(Features::all());
     let driver = &mut bench.driver;
     let statuses = [
         (ask(driver, OUT, 0, &[1; 512], 0), IOERR),
@@ -106,7 +106,7 @@ fn nothing_changes_a_read_only_disk() {
 #[test]
 fn what_was_not_negotiated_is_not_supported() {
     let mut bench = Bench::new(info());
-    let mut worker = bench.block.activate(Features::VERSION_1).unwrap();
+    let mut worker = bench.worker_for(Features::VERSION_1);
     let driver = &mut bench.driver;
     let (_, discard) = ask(driver, DISCARD, 0, &segment(0, 1, 0), 0);
     let (_, zeroes) = ask(driver, WRITE_ZEROES, 0, &segment(0, 1, 0), 0);

@@ -217,8 +217,12 @@ impl Bench {
 
     /// A worker for a driver that takes whatever is offered.
     fn worker(&mut self) -> Box<dyn QueueWorker> {
-        let offered = self.block.features();
-        self.block.activate(offered).unwrap()
+        self.worker_for(self.block.features())
+    }
+
+    /// A worker for a driver that takes `acked`.
+    fn worker_for(&mut self, acked: Features) -> Box<dyn QueueWorker> {
+        testing::worker(&mut self.block, acked)
     }
 
     fn kick(&mut self, worker: &mut dyn QueueWorker) -> Result<(), DeviceFault> {

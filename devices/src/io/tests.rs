@@ -1,0 +1,75 @@
+//! Queues as a worker sees them: shares of an event, chains put back, queues found empty.
+
+use virtio_queue::Queue;
+
+use super::{QueueIo, QueueSet};
+use crate::mem::GuestMemory;
+use crate::virtio::testing::{Descriptor, Driver, memory};
+use crate::virtio::{Features, QueueIndex};
+
+const QUEUE: QueueIndex = QueueIndex(0);
+const SIZE: u16 = 16;
+
+fn io<'m>(memory: &'m GuestMemory, queues: &'m mut [Queue]) -> QueueIo<'m> {
+    QueueIo::new(memory, queues, Features::VERSION_1)
+}
+
+/// A queue of `SIZE` chains of a byte each, all of them available.
+fn full(memory: &GuestMemory) -> (Driver, [Queue; 1]) {
+    let mut driver = Driver::new(memory, 0x1000, SIZE);
+    for head in 0..SIZE {
+        driver.set_descriptor(head, Descriptor::readable(0x8000, 1));
+        driver.publish(head);
+    }
+    let queue = driver.queue();
+    (driver, [queue])
+}
+
+#[test]
+fn a_chain_that_was_put_back_comes_again() {
+    let memory = memory();
+    let (_driver, mut queues) = full(&memory);
+    let mut io = io(&memory, &mut queues);
+    let pop = |io: &mut QueueIo<'_>| io.pop(QUEUE).unwrap().map(|chain| chain.head);
+    assert_eq!((pop(&mut io), pop(&mut io)), (Some(0), Some(1)));
+    io.unpop(QUEUE).unwrap();
+    io.unpop(QUEUE).unwrap();
+    assert_eq!(pop(&mut io), Some(0));
+    for head in 1..SIZE {
+        assert_eq!(pop(&mut io), Some(head));
+    }
+    assert_eq!(io.empty(), QueueSet::default());
+    assert_eq!(pop(&mut io), None);
+    assert_eq!(io.empty(), QueueSet::of([QUEUE]));
+    io.unpop(QUEUE).unwrap();
+    assert_eq!(io.empty(), QueueSet::default(), "one is waiting again");
+}
+
+#[test]
+fn an_event_has_its_share_and_no_more() {
+    let memory = memory();
+    let (mut driver, mut queues) = full(&memory);
+    let mut io = io(&memory, &mut queues);
+    let mut popped = 0;
+    while let Some(chain) = io.pop(QUEUE).unwrap() {
+        io.complete(QUEUE, chain.head, 0).unwrap();
+        // The driver is as fast as the device.
+        driver.publish(chain.head);
+        popped += 1;
+        assert!(popped <= 10_000, "no end to it");
+    }
+    assert_eq!(io.cut_short(), QueueSet::of([QUEUE]));
+    assert_eq!(io.empty(), QueueSet::default());
+    assert_eq!(io.completed(), QueueSet::of([QUEUE]));
+}
+
+#[test]
+fn a_set_holds_what_was_put_into_it() {
+    let mut set = QueueSet::of([QueueIndex(0), QueueIndex(63), QueueIndex(64)]);
+    assert!(set.contains(QueueIndex(0)) && set.contains(QueueIndex(63)));
+    assert!(!set.contains(QueueIndex(1)) && !set.contains(QueueIndex(64)));
+    set.remove(QueueIndex(0));
+    set.remove(QueueIndex(64));
+    assert_eq!(set, QueueSet::of([QueueIndex(63)]));
+    assert!(QueueSet::ALL.contains(QueueIndex(63)));
+}
