@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 use serde::Deserialize;
 use thiserror::Error;
-use vmm::config::{ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, VmConfig};
+use vmm::config::{ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig, VmConfig};
 use vmm::console::ConsoleConfig;
 
 use crate::duration::Limit;
@@ -66,6 +66,12 @@ pub struct Settings {
     )]
     #[serde(rename = "disk", deserialize_with = "forms::list_of_text_or_table")]
     pub disks: Vec<DiskConfig>,
+    /// Source of entropy for the guest, from the host's kernel [default: on]
+    ///
+    /// Example: `--rng off`.
+    #[arg(long, value_name = "on|off", help_heading = "Machine")]
+    #[serde(deserialize_with = "forms::optional_text_or_table")]
+    pub rng: Option<RngConfig>,
     /// Where the serial console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
@@ -172,6 +178,7 @@ impl Settings {
         vm.acpi = !settings.no_acpi;
         vm.rootfs = settings.rootfs;
         vm.disks = settings.disks;
+        vm.rng = settings.rng.unwrap_or(vm.rng);
         vm.validate()?;
         Ok(Run {
             vm,
@@ -196,6 +203,7 @@ impl Settings {
             no_acpi,
             rootfs,
             disks,
+            rng,
             console,
             timeout,
             log_level,
@@ -212,6 +220,7 @@ impl Settings {
             no_acpi: no_acpi || other.no_acpi,
             rootfs: rootfs.or(other.rootfs),
             disks: if disks.is_empty() { other.disks } else { disks },
+            rng: rng.or(other.rng),
             console: console.or(other.console),
             timeout: timeout.or(other.timeout),
             log_level: log_level.or(other.log_level),

@@ -10,6 +10,7 @@ use std::path::Path;
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::Block;
 use devices::virtio::block::raw::RawDisk;
+use devices::virtio::rng::Rng;
 
 use crate::config::{DiskConfig, VmConfig};
 use crate::error::BuildError;
@@ -25,7 +26,10 @@ pub(crate) struct Controls {}
 /// first of all.
 pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError> {
     let controls = Controls::default();
-    let devices = open_disks(config)?;
+    let mut devices = open_disks(config)?;
+    if !config.rng.off {
+        devices.push(Box::new(Rng::default()));
+    }
     Ok((devices, controls))
 }
 

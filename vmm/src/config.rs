@@ -6,6 +6,7 @@
 pub mod list;
 
 mod disk;
+mod rng;
 mod size;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use disk::{DiskConfig, DiskError, SERIAL_MAX};
+pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
 
 /// A whole VM.
@@ -43,6 +45,9 @@ pub struct VmConfig {
     /// Further disks, in order.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// A source of entropy.
+    #[serde(default)]
+    pub rng: RngConfig,
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
@@ -73,7 +78,7 @@ fn default_true() -> bool {
 }
 
 impl VmConfig {
-    /// One vCPU, 256 MiB, no disks, ACPI.
+    /// One vCPU, 256 MiB, no disks, a source of entropy, ACPI.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
             kernel: kernel.into(),
@@ -84,6 +89,7 @@ impl VmConfig {
             mem: default_mem(),
             rootfs: None,
             disks: Vec::new(),
+            rng: RngConfig::default(),
             io_threads: default_io_threads(),
             acpi: true,
         }

@@ -69,7 +69,7 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
 mod tests {
     use super::*;
     use crate::config::LogLevel;
-    use vmm::config::{DiskConfig, MemorySize};
+    use vmm::config::{DiskConfig, MemorySize, RngConfig};
     use vmm::console::ConsoleConfig;
 
     const TOML: &str = r#"
@@ -80,6 +80,7 @@ mem = "1G"
 no-acpi = false
 rootfs = "img.ext4,ro"
 disk = ["a.img", { path = "b.img", serial = "b" }]
+rng = "off"
 console = "file=boot.log"
 timeout = "90s"
 log-level = "debug"
@@ -90,6 +91,7 @@ log-file = "mvm.log"
 { "kernel": "vmlinux", "append": "quiet", "cpus": 2, "mem": "1G", "no-acpi": false,
   "rootfs": { "path": "img.ext4", "ro": true },
   "disk": ["a.img", "b.img,serial=b"],
+  "rng": { "off": true },
   "console": "file=boot.log", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
     fn expected() -> Settings {
@@ -105,6 +107,7 @@ log-file = "mvm.log"
             mem: Some(MemorySize::mib(1024)),
             rootfs: Some(disk("img.ext4", true, None)),
             disks: vec![disk("a.img", false, None), disk("b.img", false, Some("b"))],
+            rng: Some(RngConfig { off: true }),
             console: Some(ConsoleConfig::File("boot.log".into())),
             timeout: Some("90s".parse().unwrap()),
             log_level: Some(LogLevel::Debug),

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::io::{QueueIo, QueueSet};
 
 pub mod block;
+pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;

@@ -5,6 +5,7 @@ mod console;
 mod disk;
 mod end;
 mod refusals;
+mod rng;
 mod terminal;
 
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Test> {
         disk::tests,
         console::tests,
         terminal::tests,
+        rng::tests,
         refusals::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
