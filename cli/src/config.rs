@@ -12,7 +12,9 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 use serde::Deserialize;
 use thiserror::Error;
-use vmm::config::{ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig, VmConfig};
+use vmm::config::{
+    BalloonConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig, VmConfig,
+};
 use vmm::console::ConsoleConfig;
 
 use crate::duration::Limit;
@@ -72,6 +74,19 @@ pub struct Settings {
     #[arg(long, value_name = "on|off", help_heading = "Machine")]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub rng: Option<RngConfig>,
+    /// Memory balloon: what the guest does without [default: size=0]
+    ///
+    /// `size` is taken out of the guest and can be changed while it runs; `deflate-on-oom=off` lets the
+    /// guest run out of memory rather than take it back; with `free-page-reporting=off` the guest keeps
+    /// freed memory; `stats-interval=TIME` asks it for statistics that often. Example:
+    /// `--balloon size=512M,stats-interval=1s`, or `--balloon off`.
+    #[arg(
+        long,
+        value_name = "size=SIZE[,KEY=VALUE]…|off",
+        help_heading = "Machine"
+    )]
+    #[serde(deserialize_with = "forms::optional_text_or_table")]
+    pub balloon: Option<BalloonConfig>,
     /// Where the serial console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
@@ -179,6 +194,7 @@ impl Settings {
         vm.rootfs = settings.rootfs;
         vm.disks = settings.disks;
         vm.rng = settings.rng.unwrap_or(vm.rng);
+        vm.balloon = settings.balloon.unwrap_or(vm.balloon);
         vm.validate()?;
         Ok(Run {
             vm,
@@ -204,6 +220,7 @@ impl Settings {
             rootfs,
             disks,
             rng,
+            balloon,
             console,
             timeout,
             log_level,
@@ -221,6 +238,7 @@ impl Settings {
             rootfs: rootfs.or(other.rootfs),
             disks: if disks.is_empty() { other.disks } else { disks },
             rng: rng.or(other.rng),
+            balloon: balloon.or(other.balloon),
             console: console.or(other.console),
             timeout: timeout.or(other.timeout),
             log_level: log_level.or(other.log_level),

@@ -1,5 +1,9 @@
-//! Names for guest memory, so that a change of the backing type happens in one place.
+//! Guest memory: names for it, so that a change of the backing type happens in one place, and a way to
+//! give parts of it back to the host.
 
+mod discard;
+
+pub use discard::discard;
 pub use vm_memory::GuestAddress;
 
 /// Guest physical memory as every device sees it: cheap to clone, all clones share the mappings.

@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use devices::virtio::block::Block;
 use devices::virtio::block::raw::RawDisk;
 use devices::virtio::rng::Rng;
@@ -20,15 +21,23 @@ pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
 
 /// What can be changed of the devices while the VM runs.
 #[derive(Debug, Default)]
-pub(crate) struct Controls {}
+pub(crate) struct Controls {
+    /// The memory balloon.
+    pub balloon: Option<BalloonControl>,
+}
 
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
 /// first of all.
 pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError> {
-    let controls = Controls::default();
+    let mut controls = Controls::default();
     let mut devices = open_disks(config)?;
     if !config.rng.off {
         devices.push(Box::new(Rng::default()));
+    }
+    if !config.balloon.off {
+        let balloon = open_balloon(config)?;
+        controls.balloon = Some(balloon.control());
+        devices.push(Box::new(balloon));
     }
     Ok((devices, controls))
 }
@@ -55,6 +64,21 @@ fn open_disks(config: &VmConfig) -> Result<Devices, BuildError> {
             Ok(Box::new(Block::new(Box::new(image))) as Box<dyn VirtioDevice>)
         })
         .collect()
+}
+
+fn open_balloon(config: &VmConfig) -> Result<Balloon, BuildError> {
+    let settings = &config.balloon;
+    Balloon::new(BalloonOptions {
+        memory: config.mem.as_bytes(),
+        target: settings.size.as_bytes(),
+        deflate_on_oom: settings.deflate_on_oom,
+        free_page_reporting: settings.free_page_reporting,
+        stats_interval: settings.stats_interval.duration(),
+    })
+    .map_err(|source| BuildError::Device {
+        what: "balloon",
+        source,
+    })
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {

@@ -5,18 +5,22 @@
 
 pub mod list;
 
+mod balloon;
 mod disk;
 mod rng;
 mod size;
+mod span;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use balloon::{BalloonConfig, BalloonError};
 pub use disk::{DiskConfig, DiskError, SERIAL_MAX};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
+pub use span::{Span, SpanError};
 
 /// A whole VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +52,9 @@ pub struct VmConfig {
     /// A source of entropy.
     #[serde(default)]
     pub rng: RngConfig,
+    /// A memory balloon.
+    #[serde(default)]
+    pub balloon: BalloonConfig,
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
@@ -78,7 +85,7 @@ fn default_true() -> bool {
 }
 
 impl VmConfig {
-    /// One vCPU, 256 MiB, no disks, a source of entropy, ACPI.
+    /// One vCPU, 256 MiB, no disks, a source of entropy, an empty balloon, ACPI.
     pub fn new(kernel: impl Into<PathBuf>) -> Self {
         Self {
             kernel: kernel.into(),
@@ -90,6 +97,7 @@ impl VmConfig {
             rootfs: None,
             disks: Vec::new(),
             rng: RngConfig::default(),
+            balloon: BalloonConfig::default(),
             io_threads: default_io_threads(),
             acpi: true,
         }
@@ -132,6 +140,7 @@ impl VmConfig {
                 ));
             }
         }
+        self.balloon.validate(self.mem)?;
         self.validate_disks()
     }
 
@@ -194,6 +203,9 @@ pub enum ConfigError {
     /// One of the disks.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The balloon.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
 }
 
 #[cfg(test)]

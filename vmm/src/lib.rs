@@ -29,6 +29,7 @@ mod lifecycle;
 mod vcpu;
 
 pub use builder::VmBuilder;
+pub use devices::virtio::balloon;
 pub use error::{BuildError, EmulationFailure, KvmError, VmError};
 pub use kvm::probe;
 pub use lifecycle::{Exit, ExitReason, Running, Vm, VmHandle};

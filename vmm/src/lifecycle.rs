@@ -18,6 +18,7 @@ use devices::io::IoThread;
 use devices::legacy::power::PowerButton;
 use devices::legacy::{MachineEvent, MachineEvents};
 use devices::mem::GuestMemory;
+use devices::virtio::balloon::BalloonControl;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::catalog::Controls;
@@ -207,7 +208,7 @@ impl Running {
         VmHandle {
             lifecycle: self.machine.lifecycle.clone(),
             power_button: self.machine.power_button.clone(),
-            _controls: self.machine.controls.clone(),
+            controls: self.machine.controls.clone(),
         }
     }
 
@@ -267,7 +268,7 @@ impl Drop for Running {
 pub struct VmHandle {
     lifecycle: Arc<Lifecycle>,
     power_button: Arc<PowerButton>,
-    _controls: Arc<Controls>,
+    controls: Arc<Controls>,
 }
 
 impl VmHandle {
@@ -276,6 +277,12 @@ impl VmHandle {
         if let Err(error) = self.power_button.press() {
             log::warn!("the power button could not be pressed: {error}");
         }
+    }
+
+    /// The memory balloon, unless the VM was built without.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.controls.balloon.as_ref()
     }
 
     /// Ends the VM now, whatever the guest does.

@@ -69,7 +69,7 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
 mod tests {
     use super::*;
     use crate::config::LogLevel;
-    use vmm::config::{DiskConfig, MemorySize, RngConfig};
+    use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig};
     use vmm::console::ConsoleConfig;
 
     const TOML: &str = r#"
@@ -81,6 +81,7 @@ no-acpi = false
 rootfs = "img.ext4,ro"
 disk = ["a.img", { path = "b.img", serial = "b" }]
 rng = "off"
+balloon = "size=64M,deflate-on-oom=off"
 console = "file=boot.log"
 timeout = "90s"
 log-level = "debug"
@@ -92,6 +93,7 @@ log-file = "mvm.log"
   "rootfs": { "path": "img.ext4", "ro": true },
   "disk": ["a.img", "b.img,serial=b"],
   "rng": { "off": true },
+  "balloon": { "size": "64M", "deflate-on-oom": false },
   "console": "file=boot.log", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
     fn expected() -> Settings {
@@ -108,6 +110,11 @@ log-file = "mvm.log"
             rootfs: Some(disk("img.ext4", true, None)),
             disks: vec![disk("a.img", false, None), disk("b.img", false, Some("b"))],
             rng: Some(RngConfig { off: true }),
+            balloon: Some(BalloonConfig {
+                size: MemorySize::mib(64),
+                deflate_on_oom: false,
+                ..BalloonConfig::default()
+            }),
             console: Some(ConsoleConfig::File("boot.log".into())),
             timeout: Some("90s".parse().unwrap()),
             log_level: Some(LogLevel::Debug),

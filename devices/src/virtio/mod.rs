@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::io::{QueueIo, QueueSet};
 
+pub mod balloon;
 pub mod block;
 pub mod rng;
 #[cfg(test)]

@@ -268,6 +268,33 @@ impl Vm {
         self.transcript.wait_for(text, self.deadline)
     }
 
+    /// Waits until the guest has said a line that begins like this; the rest of it.
+    pub fn wait_for_line(&self, start: &str) -> Result<String> {
+        let mut line = String::new();
+        until(self.deadline, &format!("line '{start}…'"), || {
+            let said = self.stdout();
+            let rest = said
+                .split_once(start)
+                .map(|(_, rest)| rest.split_once('\n'));
+            let Some(Some((rest, _))) = rest else {
+                return Ok(false);
+            };
+            rest.trim_end().clone_into(&mut line);
+            Ok(true)
+        })?;
+        Ok(line)
+    }
+
+    /// Bytes of memory that its process has from the host.
+    pub fn resident(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path)?;
+        let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = field.and_then(|field| field.trim().strip_suffix(" kB"));
+        let kib: u64 = kib.context("no VmRSS; has it ended?")?.parse()?;
+        Ok(kib << 10)
+    }
+
     /// What has been said so far on standard output.
     pub fn stdout(&self) -> String {
         self.transcript.stdout()
@@ -329,6 +356,15 @@ impl Drop for Vm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Asks again and again until it holds, or the test's time is up.
+pub fn until(deadline: Instant, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "no {what} in time");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
 }
 
 /// Waits for a child's end, and kills it when it comes too late.

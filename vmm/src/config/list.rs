@@ -108,8 +108,16 @@ impl OptionList {
     /// # Errors
     /// [`ListError::Duplicate`], [`ListError::NotASwitch`].
     pub fn switch(&mut self, key: &'static str) -> Result<bool, ListError> {
+        self.switch_or(key, false)
+    }
+
+    /// As [`Self::switch`], but absent is `default`.
+    ///
+    /// # Errors
+    /// As for [`Self::switch`].
+    pub fn switch_or(&mut self, key: &'static str, default: bool) -> Result<bool, ListError> {
         let Some(item) = self.take(key)? else {
-            return Ok(false);
+            return Ok(default);
         };
         match item.value.as_deref() {
             None | Some("on") => Ok(true),
@@ -257,6 +265,10 @@ mod tests {
         assert_eq!(read("ro=on"), Ok(true));
         assert_eq!(read("ro=off"), Ok(false));
         assert_eq!(read("rw"), Ok(false));
+        let read = |text: &str| OptionList::of_keys(text).unwrap().switch_or("ro", true);
+        assert_eq!(read("rw"), Ok(true));
+        assert_eq!(read("ro=off"), Ok(false));
+        let read = |text: &str| OptionList::of_keys(text).unwrap().switch("ro");
         assert_eq!(
             read("ro=maybe").unwrap_err().to_string(),
             "'ro=maybe' is neither on nor off; write 'ro', 'ro=on' or 'ro=off'"

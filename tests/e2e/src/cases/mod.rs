@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+mod balloon;
 mod boot;
 mod console;
 mod disk;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Test> {
         console::tests,
         terminal::tests,
         rng::tests,
+        balloon::tests,
         refusals::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
