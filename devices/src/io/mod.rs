@@ -9,4 +9,6 @@ mod thread;
 
 pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};
+#[cfg(any(test, feature = "testing"))]
+pub use thread::IoLoop;
 pub use thread::{IoError, IoHandle, IoTask, IoThread, TaskId};

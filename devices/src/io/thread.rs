@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
-use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId};
+use event_manager::{
+    EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
+};
 use thiserror::Error;
 
 /// What an I/O thread runs: reacts to descriptors, tolerates spurious events.
@@ -38,16 +40,28 @@ pub enum IoError {
 
 /// A running I/O thread. Dropping it ends the loop, drops the tasks on their own thread, and joins.
 pub struct IoThread {
-    handle: IoHandle,
+    endpoint: RemoteEndpoint<IoTask>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// Gives work to an I/O thread from any other thread.
 #[derive(Clone)]
-pub struct IoHandle {
-    endpoint: RemoteEndpoint<IoTask>,
+pub struct IoHandle(Way);
+
+/// How a handle reaches its loop.
+#[derive(Clone)]
+enum Way {
+    Thread(RemoteEndpoint<IoTask>),
+    #[cfg(any(test, feature = "testing"))]
+    Loop(IoLoop),
 }
+
+/// The loop without a thread, for tests that must go the same way each time: it runs in [`turn`](Self::turn).
+/// Clones are the same loop.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Clone)]
+pub struct IoLoop(Arc<std::sync::Mutex<EventManager<IoTask>>>);
 
 impl IoThread {
     /// Starts a thread called `name`. If its loop fails, which takes a broken host or a bug, `failed`
@@ -61,9 +75,7 @@ impl IoThread {
     ) -> Result<Self, IoError> {
         // Tasks are few; the default of 256 pending events would only be memory touched for nothing.
         let mut manager = EventManager::<IoTask>::new_with_capacity(32)?;
-        let handle = IoHandle {
-            endpoint: manager.remote_endpoint(),
-        };
+        let endpoint = manager.remote_endpoint();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let body = move || {
@@ -85,7 +97,7 @@ impl IoThread {
             .spawn(body)
             .map_err(IoError::Spawn)?;
         Ok(Self {
-            handle,
+            endpoint,
             stop,
             thread: Some(thread),
         })
@@ -94,7 +106,7 @@ impl IoThread {
     /// A handle to give work to this thread.
     #[must_use]
     pub fn handle(&self) -> IoHandle {
-        self.handle.clone()
+        IoHandle(Way::Thread(self.endpoint.clone()))
     }
 }
 
@@ -102,7 +114,7 @@ impl Drop for IoThread {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         // Fails only if the loop is gone already.
-        let _ = self.handle.endpoint.kick();
+        let _ = self.endpoint.kick();
         if let Some(thread) = self.thread.take() {
             // A panic was reported through `failed`.
             let _ = thread.join();
@@ -117,8 +129,7 @@ impl IoHandle {
     /// # Errors
     /// The loop is gone.
     pub fn add(&self, task: IoTask) -> Result<TaskId, IoError> {
-        self.endpoint
-            .call_blocking(move |ops| Ok(TaskId(ops.add_subscriber(task))))
+        self.call(move |ops| Ok(TaskId(ops.add_subscriber(task))))
     }
 
     /// Takes a task out of the loop and drops it, on the loop's thread. Returns once that is done. Must
@@ -127,10 +138,62 @@ impl IoHandle {
     /// # Errors
     /// The loop is gone, or has no such task.
     pub fn remove(&self, task: TaskId) -> Result<(), IoError> {
-        self.endpoint.call_blocking(move |ops| {
+        self.call(move |ops| {
             drop(ops.remove_subscriber(task.0)?);
             Ok(())
         })
+    }
+
+    /// Does `work` on the loop.
+    fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn SubscriberOps<Subscriber = IoTask>) -> Result<T, IoError>
+        + Send
+        + 'static,
+    ) -> Result<T, IoError> {
+        match &self.0 {
+            Way::Thread(endpoint) => endpoint.call_blocking(work),
+            #[cfg(any(test, feature = "testing"))]
+            Way::Loop(own) => work(&mut *own.manager()),
+        }
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl IoLoop {
+    /// A loop of no tasks.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn new() -> Result<Self, IoError> {
+        let manager = EventManager::new_with_capacity(32)?;
+        Ok(Self(Arc::new(std::sync::Mutex::new(manager))))
+    }
+
+    /// A handle to give work to this loop.
+    #[must_use]
+    pub fn handle(&self) -> IoHandle {
+        IoHandle(Way::Loop(self.clone()))
+    }
+
+    /// Lets the tasks have their events; how many there were.
+    ///
+    /// # Errors
+    /// The loop failed.
+    pub fn turn(&self) -> Result<usize, IoError> {
+        Ok(self.manager().run_with_timeout(0)?)
+    }
+
+    fn manager(&self) -> std::sync::MutexGuard<'_, EventManager<IoTask>> {
+        let manager = self.0.lock();
+        manager.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl fmt::Debug for IoLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoLoop").finish_non_exhaustive()
     }
 }
 

@@ -17,9 +17,11 @@ use crate::io::{QueueIo, QueueSet};
 
 pub mod balloon;
 pub mod block;
+#[cfg(any(test, feature = "testing"))]
+pub mod hostile;
 pub mod rng;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 
 /// The device types of Virtio 1.2 §5 that mvm knows.

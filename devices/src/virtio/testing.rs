@@ -2,7 +2,11 @@
 //!
 //! A [`Driver`] makes well-formed chains with [`Driver::submit`] and [`Driver::submit_indirect`], and
 //! whatever a hostile one would make with [`Driver::set_descriptor`], [`Driver::publish`] and
-//! [`Driver::set_avail_idx`].
+//! [`Driver::set_avail_idx`]. A [`Machine`] is the driver's other half, the registers.
+
+mod machine;
+mod ram;
+mod tape;
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes};
@@ -10,26 +14,30 @@ use vm_memory::{Address, Bytes};
 use crate::mem::{GuestAddress, GuestMemory};
 use crate::virtio::{Features, QueueWorker, VirtioDevice};
 
+pub use machine::{Machine, reg, status};
+pub use ram::Ram;
+pub use tape::{Step, Tape};
+
 /// The chain goes on at `next`. Virtio 1.2 §2.7.5.
-pub(crate) const NEXT: u16 = 1;
+pub const NEXT: u16 = 1;
 /// The buffer is device-writable.
-pub(crate) const WRITE: u16 = 2;
+pub const WRITE: u16 = 2;
 /// The buffer is a table of descriptors.
-pub(crate) const INDIRECT: u16 = 4;
+pub const INDIRECT: u16 = 4;
 
 /// Where the second region of [`memory`] begins, right behind the first: buffers may straddle it.
-pub(crate) const SEAM: u64 = 0x20_0000;
+pub const SEAM: u64 = 0x20_0000;
 /// The first address behind [`memory`].
-pub(crate) const END: u64 = 0x40_0000;
+pub const END: u64 = 0x40_0000;
 
 /// Guest memory from 0 to [`END`], in two regions that meet at [`SEAM`].
-pub(crate) fn memory() -> GuestMemory {
+pub fn memory() -> GuestMemory {
     let half = usize::try_from(SEAM).unwrap();
     GuestMemory::from_ranges(&[(GuestAddress(0), half), (GuestAddress(SEAM), half)]).unwrap()
 }
 
 /// The worker of a device whose data path is one lane.
-pub(crate) fn worker(device: &mut dyn VirtioDevice, acked: Features) -> Box<dyn QueueWorker> {
+pub fn worker(device: &mut dyn VirtioDevice, acked: Features) -> Box<dyn QueueWorker> {
     let mut lanes = device.activate(acked).unwrap();
     assert_eq!(lanes.len(), 1);
     lanes.remove(0).worker
@@ -37,16 +45,20 @@ pub(crate) fn worker(device: &mut dyn VirtioDevice, acked: Features) -> Box<dyn 
 
 /// One descriptor as it stands in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Descriptor {
-    pub(crate) address: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u16,
-    pub(crate) next: u16,
+pub struct Descriptor {
+    /// Where the buffer is.
+    pub address: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// [`NEXT`], [`WRITE`], [`INDIRECT`].
+    pub flags: u16,
+    /// Index of the next one.
+    pub next: u16,
 }
 
 impl Descriptor {
     /// A buffer the device reads.
-    pub(crate) fn readable(address: u64, len: u32) -> Self {
+    pub fn readable(address: u64, len: u32) -> Self {
         Self {
             address,
             len,
@@ -56,7 +68,7 @@ impl Descriptor {
     }
 
     /// A buffer the device writes.
-    pub(crate) fn writable(address: u64, len: u32) -> Self {
+    pub fn writable(address: u64, len: u32) -> Self {
         Self {
             flags: WRITE,
             ..Self::readable(address, len)
@@ -64,7 +76,7 @@ impl Descriptor {
     }
 
     /// An indirect table.
-    pub(crate) fn indirect(address: u64, len: u32) -> Self {
+    pub fn indirect(address: u64, len: u32) -> Self {
         Self {
             flags: INDIRECT,
             ..Self::readable(address, len)
@@ -72,7 +84,7 @@ impl Descriptor {
     }
 
     /// The same, with more flags and a link.
-    pub(crate) fn with(self, flags: u16, next: u16) -> Self {
+    pub fn with(self, flags: u16, next: u16) -> Self {
         Self {
             flags: self.flags | flags,
             next,
@@ -83,8 +95,10 @@ impl Descriptor {
 
 /// One queue's driver. The rings lie from `base`, which is a multiple of 16; buffers behind them.
 #[derive(Debug)]
-pub(crate) struct Driver {
+pub struct Driver {
     memory: GuestMemory,
+    /// Watches the memory, where somebody wants to know.
+    ram: Option<Ram>,
     size: u16,
     base: u64,
     next_descriptor: u16,
@@ -95,9 +109,21 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Rings for a queue of `size` entries, empty, at `base`.
-    pub(crate) fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
+    pub fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
+        Self::made(memory.clone(), None, base, size)
+    }
+
+    /// The same in memory that is watched: what the driver gives the device is noted there.
+    pub fn watched(ram: &Ram, base: u64, size: u16) -> Self {
+        let driver = Self::made(ram.memory().clone(), Some(ram.clone()), base, size);
+        ram.give(driver.used_ring(), 6 + 8 * u64::from(size));
+        driver
+    }
+
+    fn made(memory: GuestMemory, ram: Option<Ram>, base: u64, size: u16) -> Self {
         let mut driver = Self {
-            memory: memory.clone(),
+            memory,
+            ram,
             size,
             base,
             next_descriptor: 0,
@@ -116,23 +142,33 @@ impl Driver {
         driver
     }
 
+    /// Entries of the queue.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
     /// Address of the descriptor table.
-    pub(crate) fn descriptor_table(&self) -> u64 {
+    pub fn descriptor_table(&self) -> u64 {
         self.base
     }
 
     /// Address of the avail ring.
-    pub(crate) fn avail_ring(&self) -> u64 {
+    pub fn avail_ring(&self) -> u64 {
         self.base + 16 * u64::from(self.size)
     }
 
     /// Address of the used ring.
-    pub(crate) fn used_ring(&self) -> u64 {
+    pub fn used_ring(&self) -> u64 {
         (self.avail_ring() + 6 + 2 * u64::from(self.size)).next_multiple_of(4)
     }
 
+    /// Where the queue's three parts are: descriptor table, avail ring, used ring.
+    pub fn rings(&self) -> [u64; 3] {
+        [self.descriptor_table(), self.avail_ring(), self.used_ring()]
+    }
+
     /// The device's side of this queue, set up and ready.
-    pub(crate) fn queue(&self) -> Queue {
+    pub fn queue(&self) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();
         queue.try_set_size(self.size).unwrap();
         queue
@@ -149,13 +185,13 @@ impl Driver {
     }
 
     /// Forgets all descriptors and buffers, so that their space is used again.
-    pub(crate) fn recycle(&mut self) {
+    pub fn recycle(&mut self) {
         self.next_descriptor = 0;
         self.next_buffer = (self.used_ring() + 6 + 8 * u64::from(self.size)).next_multiple_of(4096);
     }
 
     /// Address of a fresh buffer of `len` bytes.
-    pub(crate) fn alloc(&mut self, len: u32) -> u64 {
+    pub fn alloc(&mut self, len: u32) -> u64 {
         let address = self.next_buffer;
         self.next_buffer = (address + u64::from(len)).next_multiple_of(16);
         assert!(self.next_buffer <= END, "the test's guest memory is full");
@@ -163,32 +199,37 @@ impl Driver {
     }
 
     /// Address of a fresh buffer with `bytes` in it.
-    pub(crate) fn alloc_with(&mut self, bytes: &[u8]) -> u64 {
+    pub fn alloc_with(&mut self, bytes: &[u8]) -> u64 {
         let address = self.alloc(u32::try_from(bytes.len()).unwrap());
         self.write(address, bytes);
         address
     }
 
     /// A device-readable descriptor of a fresh buffer with `bytes` in it.
-    pub(crate) fn readable(&mut self, bytes: &[u8]) -> Descriptor {
+    pub fn readable(&mut self, bytes: &[u8]) -> Descriptor {
         let address = self.alloc_with(bytes);
         Descriptor::readable(address, u32::try_from(bytes.len()).unwrap())
     }
 
     /// A device-writable descriptor of a fresh buffer of `len` bytes, each 0xee.
-    pub(crate) fn writable(&mut self, len: u32) -> Descriptor {
+    pub fn writable(&mut self, len: u32) -> Descriptor {
         let address = self.alloc_with(&vec![0xee; usize::try_from(len).unwrap()]);
         Descriptor::writable(address, len)
     }
 
     /// Writes guest memory.
-    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
-        let address = GuestAddress(address);
-        self.memory.write_slice(bytes, address).unwrap();
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        match &self.ram {
+            Some(ram) => ram.write(address, bytes),
+            None => {
+                let address = GuestAddress(address);
+                self.memory.write_slice(bytes, address).unwrap();
+            }
+        }
     }
 
     /// Reads guest memory.
-    pub(crate) fn read(&self, address: u64, len: u32) -> Vec<u8> {
+    pub fn read(&self, address: u64, len: u32) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(len).unwrap()];
         let address = GuestAddress(address);
         self.memory.read_slice(&mut bytes, address).unwrap();
@@ -196,34 +237,40 @@ impl Driver {
     }
 
     /// Puts a descriptor into the queue's table as it is.
-    pub(crate) fn set_descriptor(&self, index: u16, descriptor: Descriptor) {
+    pub fn set_descriptor(&self, index: u16, descriptor: Descriptor) {
         self.set_descriptor_at(self.base, index, descriptor);
     }
 
     /// Puts a descriptor into the table at `table` as it is.
-    pub(crate) fn set_descriptor_at(&self, table: u64, index: u16, descriptor: Descriptor) {
-        let at = table + 16 * u64::from(index);
-        self.write(at, &descriptor.address.to_le_bytes());
-        self.write(at + 8, &descriptor.len.to_le_bytes());
-        self.write(at + 12, &descriptor.flags.to_le_bytes());
-        self.write(at + 14, &descriptor.next.to_le_bytes());
+    pub fn set_descriptor_at(&self, table: u64, index: u16, descriptor: Descriptor) {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&descriptor.address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&descriptor.len.to_le_bytes());
+        bytes[12..14].copy_from_slice(&descriptor.flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&descriptor.next.to_le_bytes());
+        if let Some(ram) = &self.ram
+            && descriptor.flags & WRITE != 0
+        {
+            ram.give(descriptor.address, descriptor.len.into());
+        }
+        self.write(table + 16 * u64::from(index), &bytes);
     }
 
     /// Makes the chain that starts at descriptor `head` available.
-    pub(crate) fn publish(&mut self, head: u16) {
+    pub fn publish(&mut self, head: u16) {
         let entry = self.avail_ring() + 4 + 2 * u64::from(self.avail_idx % self.size);
         self.write(entry, &head.to_le_bytes());
         self.set_avail_idx(self.avail_idx.wrapping_add(1));
     }
 
     /// Sets the avail index to whatever.
-    pub(crate) fn set_avail_idx(&mut self, index: u16) {
+    pub fn set_avail_idx(&mut self, index: u16) {
         self.avail_idx = index;
         self.write(self.avail_ring() + 2, &index.to_le_bytes());
     }
 
     /// Makes a chain of `buffers` in the queue's own table available; returns its head.
-    pub(crate) fn submit(&mut self, buffers: &[Descriptor]) -> u16 {
+    pub fn submit(&mut self, buffers: &[Descriptor]) -> u16 {
         let head = self.next_descriptor;
         let count = u16::try_from(buffers.len()).unwrap();
         assert!(count > 0 && head + count <= self.size, "the table is full");
@@ -234,7 +281,7 @@ impl Driver {
     }
 
     /// Makes a chain of `buffers` in an indirect table available; returns its head.
-    pub(crate) fn submit_indirect(&mut self, buffers: &[Descriptor]) -> u16 {
+    pub fn submit_indirect(&mut self, buffers: &[Descriptor]) -> u16 {
         let len = 16 * u32::try_from(buffers.len()).unwrap();
         let table = self.alloc(len);
         self.chain(table, 0, buffers);
@@ -242,7 +289,7 @@ impl Driver {
     }
 
     /// Links `buffers` in the table at `table`, from entry `first` on.
-    pub(crate) fn chain(&self, table: u64, first: u16, buffers: &[Descriptor]) {
+    pub fn chain(&self, table: u64, first: u16, buffers: &[Descriptor]) {
         let mut rest = buffers;
         let mut index = first;
         while let [descriptor, more @ ..] = rest {
@@ -257,7 +304,7 @@ impl Driver {
     }
 
     /// What the device has given back since the last call: heads and lengths.
-    pub(crate) fn take_used(&mut self) -> Vec<(u16, u32)> {
+    pub fn take_used(&mut self) -> Vec<(u16, u32)> {
         let ring = self.used_ring();
         let index: u16 = self
             .memory

@@ -1,8 +1,8 @@
 //! A virtio-mmio device driven through its registers alone, by well-behaved drivers and by hostile ones.
 
 use std::io::Write;
+use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
@@ -10,37 +10,21 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::mmio::{LEN, MmioTransport, QUEUE_NOTIFY};
+use super::mmio::{LEN, QUEUE_NOTIFY};
 use crate::bus::BusDevice;
-use crate::io::{IoThread, QueueIo, QueueSet};
+use crate::io::{IoHandle, IoThread, QueueIo, QueueSet};
 use crate::mem::GuestMemory;
 use crate::virtio::block::{Block, raw::RawDisk};
-use crate::virtio::testing::{Descriptor, Driver, END, NEXT, memory};
+use crate::virtio::testing::reg::{
+    CONFIG, DEVICE_AREA, DEVICE_FEATURES, DEVICE_FEATURES_SEL, INTERRUPT_ACK, INTERRUPT_STATUS,
+    QUEUE_READY, QUEUE_SEL, QUEUE_SIZE, QUEUE_SIZE_MAX, STATUS,
+};
+use crate::virtio::testing::status::{DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET};
+use crate::virtio::testing::{self, Descriptor, Driver, END, NEXT, Tape, memory};
 use crate::virtio::{
     ActivateError, DeviceFault, Features, Lane, QueueIndex, QueueWorker, Source, VirtioDevice,
     VirtioKind, Wake,
 };
-
-const DEVICE_FEATURES: u64 = 0x10;
-const DEVICE_FEATURES_SEL: u64 = 0x14;
-const DRIVER_FEATURES: u64 = 0x20;
-const DRIVER_FEATURES_SEL: u64 = 0x24;
-const QUEUE_SEL: u64 = 0x30;
-const QUEUE_SIZE_MAX: u64 = 0x34;
-const QUEUE_SIZE: u64 = 0x38;
-const QUEUE_READY: u64 = 0x44;
-const INTERRUPT_STATUS: u64 = 0x60;
-const INTERRUPT_ACK: u64 = 0x64;
-const STATUS: u64 = 0x70;
-const DESCRIPTORS: u64 = 0x80;
-const DRIVER_AREA: u64 = 0x90;
-const DEVICE_AREA: u64 = 0xa0;
-const CONFIG: u64 = 0x100;
-
-const DRIVER: u32 = 1 | 2;
-const FEATURES_OK: u32 = DRIVER | 8;
-const DRIVER_OK: u32 = FEATURES_OK | 4;
-const NEEDS_RESET: u32 = 64;
 
 const VERSION_1: u64 = 1 << 32;
 const SECTORS: u64 = 16;
@@ -61,25 +45,28 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A device on the bus and the memory its driver uses.
 struct Machine {
-    device: MmioTransport,
-    line: Arc<EventFd>,
+    registers: testing::Machine,
     memory: GuestMemory,
     _image: Option<NamedTempFile>,
 }
 
+impl Deref for Machine {
+    type Target = testing::Machine;
+
+    fn deref(&self) -> &Self::Target {
+        &self.registers
+    }
+}
+
 impl Machine {
     fn new(
-        io: &IoThread,
+        io: &[IoHandle],
         memory: GuestMemory,
         device: Box<dyn VirtioDevice>,
         image: Option<NamedTempFile>,
     ) -> Self {
-        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let device =
-            MmioTransport::new(device, memory.clone(), [io.handle()].into(), line.clone()).unwrap();
         Self {
-            device,
-            line,
+            registers: testing::Machine::new(device, &memory, io, Tape::default()).unwrap(),
             memory,
             _image: image,
         }
@@ -94,83 +81,22 @@ impl Machine {
         }
         let disk = RawDisk::open(image.path(), false).unwrap();
         Self::new(
-            io,
+            &[io.handle()],
             memory(),
             Box::new(Block::new(Box::new(disk))),
             Some(image),
         )
     }
 
-    fn get(&self, offset: u64) -> u32 {
-        let mut word = [0; 4];
-        self.device.read(offset, &mut word);
-        u32::from_le_bytes(word)
-    }
-
-    fn set(&self, offset: u64, value: u32) {
-        self.device.write(offset, &value.to_le_bytes());
-    }
-
-    fn set_long(&self, offset: u64, value: u64) {
-        let [a, b, c, d, high @ ..] = value.to_le_bytes();
-        self.device.write(offset, &[a, b, c, d]);
-        self.device.write(offset + 4, &high);
-    }
-
-    fn faulted(&self) -> bool {
-        self.get(STATUS) & NEEDS_RESET != 0
-    }
-
-    fn offered(&self) -> u64 {
-        let half = |select| {
-            self.set(DEVICE_FEATURES_SEL, select);
-            u64::from(self.get(DEVICE_FEATURES))
-        };
-        half(0) | half(1) << 32
-    }
-
-    /// Up to FEATURES_OK; returns whether the device agreed.
-    fn negotiate(&self, features: u64) -> bool {
-        self.set(STATUS, 0);
-        assert_eq!(self.get(STATUS), 0);
-        self.set(STATUS, DRIVER);
-        let [a, b, c, d, high @ ..] = features.to_le_bytes();
-        for (select, half) in [[a, b, c, d], high].into_iter().enumerate() {
-            self.set(DRIVER_FEATURES_SEL, u32::try_from(select).unwrap());
-            self.device.write(DRIVER_FEATURES, &half);
-        }
-        self.set(STATUS, FEATURES_OK);
-        self.get(STATUS) == FEATURES_OK
-    }
-
-    fn set_rings(&self, [descriptors, driver, device]: [u64; 3]) {
-        self.set(QUEUE_SEL, 0);
-        self.set(QUEUE_SIZE, u32::from(SIZE));
-        self.set_long(DESCRIPTORS, descriptors);
-        self.set_long(DRIVER_AREA, driver);
-        self.set_long(DEVICE_AREA, device);
-        self.set(QUEUE_READY, 1);
-    }
-
     /// The whole initialization of Virtio 1.2 §3.1.1.
     fn start(&self) -> Driver {
         assert!(self.negotiate(VERSION_1));
         let driver = Driver::new(&self.memory, BASE, SIZE);
-        let rings = [
-            driver.descriptor_table(),
-            driver.avail_ring(),
-            driver.used_ring(),
-        ];
-        self.set_rings(rings);
+        self.set_queue(0, &driver);
         assert_eq!(self.get(QUEUE_READY), 1);
         self.set(STATUS, DRIVER_OK);
         assert_eq!(self.get(STATUS), DRIVER_OK);
         driver
-    }
-
-    /// Rings the doorbell as KVM does.
-    fn ring(&self) {
-        self.device.doorbells()[0].write(1).unwrap();
     }
 
     /// Reads one sector and acknowledges the interrupt.
@@ -184,7 +110,7 @@ impl Machine {
             driver.writable(1),
         ];
         let head = driver.submit(&parts);
-        self.ring();
+        self.kick(0);
         wait_for("interrupt", || self.line.read().is_ok());
         assert_eq!(driver.take_used(), [(head, 513)]);
         let byte = u8::try_from(sector).unwrap();
@@ -263,7 +189,7 @@ fn impossible_sizes_need_a_reset() {
         assert!(machine.faulted(), "size {size}");
         machine.set(QUEUE_READY, 1);
         machine.set(STATUS, DRIVER_OK);
-        machine.ring();
+        machine.kick(0);
         assert!(machine.faulted());
     }
     machine.assert_recovers();
@@ -291,12 +217,12 @@ fn impossible_rings_need_a_reset() {
         assert!(machine.negotiate(VERSION_1));
         let mut rings = good;
         rings[part] = address;
-        machine.set_rings(rings);
+        machine.set_rings(0, SIZE, rings);
         assert!(machine.faulted(), "part {part} at {address:#x}");
     }
     // Moved away after they were found good.
     assert!(machine.negotiate(VERSION_1));
-    machine.set_rings(good);
+    machine.set_rings(0, SIZE, good);
     assert!(!machine.faulted());
     machine.set_long(DEVICE_AREA, END);
     machine.set(STATUS, DRIVER_OK);
@@ -309,7 +235,7 @@ fn steps_out_of_order_need_a_reset() {
     let io = io_thread();
     let machine = Machine::block(&io);
     machine.set(STATUS, DRIVER);
-    machine.set_rings([0x1000, 0x2000, 0x3000]);
+    machine.set_rings(0, SIZE, [0x1000, 0x2000, 0x3000]);
     assert!(machine.faulted(), "ready before FEATURES_OK");
     machine.set(STATUS, 0);
     machine.set(STATUS, DRIVER | 4);
@@ -330,11 +256,11 @@ fn a_faulted_device_leaves_its_neighbour_alone() {
     driver.set_descriptor(0, buffer.with(NEXT, 1));
     driver.set_descriptor(1, buffer.with(NEXT, 0));
     driver.publish(0);
-    bad.ring();
+    bad.kick(0);
     wait_for("fault", || bad.faulted());
     assert_eq!(bad.get(INTERRUPT_STATUS) & 2, 2);
     for sector in 0..SECTORS {
-        bad.ring();
+        bad.kick(0);
         good.read_sector(&mut neighbour, sector);
     }
     bad.assert_recovers();
@@ -379,11 +305,16 @@ impl QueueWorker for RestlessWorker {
 fn a_driver_that_never_stops_does_not_starve_the_thread() {
     let io = io_thread();
     let memory = memory();
-    let busy = Machine::new(&io, memory.clone(), Box::new(Restless(memory)), None);
+    let busy = Machine::new(
+        &[io.handle()],
+        memory.clone(),
+        Box::new(Restless(memory)),
+        None,
+    );
     let quiet = Machine::block(&io);
     busy.start();
     let mut neighbour = quiet.start();
-    busy.ring();
+    busy.kick(0);
     wait_for("interrupt", || busy.line.read().is_ok());
     quiet.read_sector(&mut neighbour, 5);
     busy.set(STATUS, 0);
@@ -450,29 +381,12 @@ fn each_lane_has_its_queues_on_a_thread_of_its_own() {
     let threads = [spawn("one"), spawn("two")];
     let (sender, seen) = channel();
     let memory = memory();
-    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let handles = threads.iter().map(IoThread::handle).collect();
-    let device = MmioTransport::new(
-        Box::new(TwoLanes(sender)),
-        memory.clone(),
-        handles,
-        line.clone(),
-    );
-    let machine = Machine {
-        device: device.unwrap(),
-        line,
-        memory,
-        _image: None,
-    };
+    let handles = threads.each_ref().map(IoThread::handle);
+    let machine = Machine::new(&handles, memory, Box::new(TwoLanes(sender)), None);
     assert!(machine.negotiate(VERSION_1));
     for queue in 0..2 {
         let driver = Driver::new(&machine.memory, BASE + 0x1000 * u64::from(queue), SIZE);
-        machine.set(QUEUE_SEL, queue);
-        machine.set(QUEUE_SIZE, u32::from(SIZE));
-        machine.set_long(DESCRIPTORS, driver.descriptor_table());
-        machine.set_long(DRIVER_AREA, driver.avail_ring());
-        machine.set_long(DEVICE_AREA, driver.used_ring());
-        machine.set(QUEUE_READY, 1);
+        machine.set_queue(queue, &driver);
     }
     machine.set(STATUS, DRIVER_OK);
     for _ in 0..2 {

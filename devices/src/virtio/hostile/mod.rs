@@ -1,0 +1,37 @@
+//! Hostile guests: every device against everything a driver can make up.
+//!
+//! A [`Subject`] is a device with what its driver and its host side can do; [`subjects`] lists them all. A
+//! [`Case`] is one attack, made through the device's registers and in guest memory, as a guest makes it.
+//! Most cases are [generic](generic): they hold for every device, many of them for each of its queues. The
+//! test runs each case on a fresh device with a neighbour on the same I/O thread, and asks afterwards
+//! (see [`trial`]): did nothing panic or hang, was nothing written that was not given, does the neighbour
+//! go on, and does the device serve again after a reset? The fuzzer starts from the same cases.
+
+pub mod attack;
+mod block;
+pub mod case;
+pub mod generic;
+mod rng;
+pub mod subject;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod trial;
+
+pub use attack::Attack;
+pub use case::{Case, Expect, Scope};
+pub use subject::{Host, QueuePlan, Stage, Subject};
+
+/// Every device of mvm's.
+#[must_use]
+pub fn subjects() -> Vec<Subject> {
+    vec![block::subject(), rng::subject()]
+}
+
+/// What `subject` has to endure: the generic cases and its own.
+#[must_use]
+pub fn cases(subject: &Subject) -> Vec<Case> {
+    let mut cases = generic::cases();
+    cases.extend((subject.cases)());
+    cases
+}
