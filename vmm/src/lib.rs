@@ -26,6 +26,7 @@ mod error;
 mod halt;
 mod kvm;
 mod lifecycle;
+pub mod socket;
 mod vcpu;
 
 pub use builder::VmBuilder;

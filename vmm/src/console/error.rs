@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::unix;
+use crate::socket::SocketError;
 
 /// Why a console could not be opened.
 #[derive(Debug, Error)]
@@ -19,8 +19,8 @@ pub enum ConsoleError {
         #[source]
         source: io::Error,
     },
-    /// The folder that the file or socket should be in is not there.
-    #[error("console {}: there is no folder {}; create it or choose another path", .path.display(), .parent.display())]
+    /// The folder that the file should be in is not there.
+    #[error("console file {}: there is no folder {}; create it or choose another path", .path.display(), .parent.display())]
     NoParent {
         /// The path as given.
         path: PathBuf,
@@ -42,26 +42,9 @@ pub enum ConsoleError {
         #[source]
         source: io::Error,
     },
-    /// Something is at the socket's path already.
-    #[error("console socket {} exists already; remove it if no other VM uses it, or choose another path", .0.display())]
-    SocketExists(PathBuf),
-    /// The socket's path is longer than the system allows.
-    #[error("console socket {} has a path of {length} bytes, at most {max} are possible; choose a shorter one", .path.display(), max = unix::MAX_PATH)]
-    SocketPath {
-        /// The path as given.
-        path: PathBuf,
-        /// Its length in bytes.
-        length: usize,
-    },
     /// The socket cannot be made.
-    #[error("console socket {} cannot be made: {source}", .path.display())]
-    Socket {
-        /// The path as given.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
+    #[error("console socket {0}")]
+    Socket(#[from] SocketError),
     /// No pseudo-terminal could be had.
     #[error("no pseudo-terminal for the console: {0}; is /dev/pts mounted?")]
     Pty(#[source] io::Error),

@@ -20,10 +20,8 @@ mod sink;
 mod unix;
 
 use std::fmt;
-use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +39,8 @@ use self::consumer::{Consumer, Custom, Descriptor, Policy};
 pub use self::error::ConsoleError;
 use self::pty::Pty;
 use self::sink::Sink;
-use self::unix::{Slot, SocketFile, SocketInput, SocketOutput};
+use self::unix::{Slot, SocketInput, SocketOutput};
+use crate::socket::{self, SocketFile};
 
 /// How long the end of a VM waits for the reader of its console, unless told otherwise.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(5);
@@ -219,7 +218,10 @@ impl Console {
     }
 
     fn file(path: &Path) -> Result<Self, ConsoleError> {
-        check_parent(path)?;
+        if let Some(parent) = socket::missing_parent(path) {
+            let (path, parent) = (path.to_owned(), parent.to_owned());
+            return Err(ConsoleError::NoParent { path, parent });
+        }
         // Non-blocking only matters for a FIFO, whose open would wait for a reader.
         let flags = OFlags::WRONLY
             | OFlags::CREATE
@@ -263,20 +265,7 @@ impl Console {
     }
 
     fn unix(path: &Path) -> Result<Self, ConsoleError> {
-        let length = path.as_os_str().as_bytes().len();
-        if length > unix::MAX_PATH {
-            let path = path.to_owned();
-            return Err(ConsoleError::SocketPath { path, length });
-        }
-        check_parent(path)?;
-        let socket = |source: io::Error| {
-            let path = path.to_owned();
-            match source.kind() {
-                io::ErrorKind::AddrInUse => ConsoleError::SocketExists(path),
-                _ => ConsoleError::Socket { path, source },
-            }
-        };
-        let (listener, file) = unix::listen(path).map_err(socket)?;
+        let (listener, file) = socket::listen(path)?;
         let slot = Arc::new(Slot::new().map_err(ConsoleError::Start)?);
         Ok(Self::new(
             Input::Clients(listener, Arc::clone(&slot)),
@@ -287,23 +276,6 @@ impl Console {
             },
             Keep::Socket(file),
         ))
-    }
-}
-
-/// Says that the folder is missing where the system would only say that something is.
-fn check_parent(path: &Path) -> Result<(), ConsoleError> {
-    match path.parent() {
-        Some(parent)
-            if !parent.as_os_str().is_empty()
-                && fs::metadata(parent)
-                    .is_err_and(|error| error.kind() == io::ErrorKind::NotFound) =>
-        {
-            Err(ConsoleError::NoParent {
-                path: path.to_owned(),
-                parent: parent.to_owned(),
-            })
-        }
-        _ => Ok(()),
     }
 }
 

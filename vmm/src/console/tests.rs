@@ -1,6 +1,6 @@
 //! Whole consoles: a guest that accesses the port, a real event loop, and a user at the other end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::iter;
 use std::path::PathBuf;

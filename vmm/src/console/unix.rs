@@ -4,12 +4,9 @@
 //! writes to it ([`SocketOutput`]). They share the client through a [`Slot`]. Without a client, the sink
 //! keeps the latest output, which the next client is given first.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,9 +18,6 @@ use rustix::net::{SendFlags, send};
 use super::consumer::{Consumer, Offer, Policy, wait_any};
 use super::eventfd::Event;
 
-/// Longest path of a socket: `sun_path` less its terminating zero (unix(7)).
-pub(super) const MAX_PATH: usize = 107;
-
 /// The sink's treatment of a client that may not be there. One that is there gets everything, as long
 /// as it takes something now and then.
 pub(super) const POLICY: Policy = Policy {
@@ -34,48 +28,6 @@ pub(super) const POLICY: Policy = Policy {
 
 /// What a second client is told.
 const IN_USE: &[u8] = b"mvm: this console is in use by another client\r\n";
-
-/// The socket's name in the file system, removed on drop if it is still the one that was made.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            identity: Self::identity(path)?,
-        })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn identity(path: &Path) -> io::Result<(u64, u64)> {
-        fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if Self::identity(&self.path).is_ok_and(|now| now == self.identity)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("console socket {} stays: {error}", self.path.display());
-        }
-    }
-}
-
-/// Binds a listening socket at `path`, where nothing must be yet.
-pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
-    let listener = UnixListener::bind(path)?;
-    let file = SocketFile::new(path)?;
-    listener.set_nonblocking(true)?;
-    Ok((listener, file))
-}
 
 /// Where the two threads find the client.
 #[derive(Debug)]
