@@ -190,7 +190,7 @@ mod tests {
             ),
             (
                 "--disk a.img,rw",
-                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial",
+                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine",
             ),
             ("--cpus 300", "--cpus 300: 300 is not in 0..=255"),
             (

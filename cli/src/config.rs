@@ -52,18 +52,19 @@ pub struct Settings {
     pub no_acpi: bool,
     /// First disk, the guest's root file system
     ///
-    /// `root=/dev/vda` goes on the kernel command line, with `rw` or `ro`. Example:
-    /// `--rootfs img.ext4,ro`. A comma in the path is written twice.
-    #[arg(long, value_name = "PATH[,ro][,serial=TEXT]", help_heading = "Disks")]
+    /// `root=/dev/vda` goes on the kernel command line, with `rw` or `ro`. Takes the same keys as
+    /// `--disk`. Example: `--rootfs img.ext4,ro`.
+    #[arg(long, value_name = "PATH[,ro][,KEY=VALUE]…", help_heading = "Disks")]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub rootfs: Option<DiskConfig>,
     /// Further disk, an image file or a block device; repeatable
     ///
-    /// `ro` keeps the guest from writing it and lets several VMs share it; `serial` is what the guest
-    /// reads as its id. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
+    /// `ro` keeps the guest from writing it and lets several VMs share it; `serial=TEXT` is what the guest
+    /// reads as its id; `engine=auto|sync|io_uring` says how data is moved, `auto` being io_uring where the
+    /// host has it. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
     #[arg(
         long = "disk",
-        value_name = "PATH[,ro][,serial=TEXT]",
+        value_name = "PATH[,ro][,KEY=VALUE]…",
         help_heading = "Disks"
     )]
     #[serde(rename = "disk", deserialize_with = "forms::list_of_text_or_table")]

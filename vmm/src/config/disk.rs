@@ -1,4 +1,4 @@
-//! What a disk is made of, and its command-line form `PATH[,ro][,serial=TEXT]`.
+//! What a disk is made of, and its command-line form `PATH[,ro][,key=value]…`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::list::{ListError, OptionList, escape};
+use super::list::{Choice, ListError, OptionList, escape};
 
 /// Virtio 1.2 §5.2.6, VIRTIO_BLK_T_GET_ID: the id string is at most 20 bytes.
 pub const SERIAL_MAX: usize = 20;
@@ -25,6 +25,35 @@ pub struct DiskConfig {
     /// name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Who moves the data.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine: Engine,
+}
+
+/// Whether a setting is what it is where nothing is said.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Who moves a disk's data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// io_uring where the host's kernel has it.
+    #[default]
+    Auto,
+    /// One system call after the other.
+    Sync,
+    /// io_uring.
+    IoUring,
+}
+
+impl Choice for Engine {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("sync", Self::Sync),
+        ("io_uring", Self::IoUring),
+    ];
 }
 
 /// Why a disk is not one.
@@ -63,6 +92,7 @@ impl DiskConfig {
             path: path.into(),
             read_only: false,
             serial: None,
+            engine: Engine::default(),
         }
     }
 
@@ -107,6 +137,7 @@ impl FromStr for DiskConfig {
             path: path.into(),
             read_only: list.switch("ro")?,
             serial: list.value("serial")?,
+            engine: list.choice("engine")?,
         };
         list.finish()?;
         disk.validate()?;
@@ -121,10 +152,13 @@ impl fmt::Display for DiskConfig {
         if self.read_only {
             f.write_str(",ro")?;
         }
-        match &self.serial {
-            Some(serial) => write!(f, ",serial={}", escape(serial)),
-            None => Ok(()),
+        if let Some(serial) = &self.serial {
+            write!(f, ",serial={}", escape(serial))?;
         }
+        if !is_default(&self.engine) {
+            write!(f, ",engine={}", self.engine.name())?;
+        }
+        Ok(())
     }
 }
 
@@ -150,6 +184,14 @@ mod tests {
                     ..DiskConfig::new("/dev/sdb")
                 },
             ),
+            (
+                "a.img,ro,engine=io_uring",
+                DiskConfig {
+                    read_only: true,
+                    engine: Engine::IoUring,
+                    ..DiskConfig::new("a.img")
+                },
+            ),
         ] {
             assert_eq!(text.parse::<DiskConfig>().unwrap(), disk);
             assert_eq!(disk.to_string(), text);
@@ -165,7 +207,11 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine",
+            ),
+            (
+                "a.img,engine=aio",
+                "'engine=aio' is not one of auto, sync, io_uring",
             ),
             (
                 "a.img,serial=",

@@ -22,6 +22,18 @@ struct Item {
     value: Option<String>,
 }
 
+/// A value that is one of a few words.
+pub trait Choice: Copy + PartialEq + 'static {
+    /// All values and their words.
+    const NAMES: &'static [(&'static str, Self)];
+
+    /// The value's word.
+    fn name(self) -> &'static str {
+        let named = Self::NAMES.iter().find(|(_, value)| *value == self);
+        named.map_or("", |(name, _)| name)
+    }
+}
+
 /// Why a comma list could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ListError {
@@ -46,6 +58,16 @@ pub enum ListError {
     MissingValue {
         /// The key.
         key: &'static str,
+    },
+    /// A value that is none of the few that there are.
+    #[error("'{key}={value}' is not one of {}", known.join(", "))]
+    NotAChoice {
+        /// The key.
+        key: &'static str,
+        /// What was written after the equals sign.
+        value: String,
+        /// What could have been.
+        known: Vec<&'static str>,
     },
     /// A switch got something other than on or off.
     #[error("'{key}={value}' is neither on nor off; write '{key}', '{key}=on' or '{key}=off'")]
@@ -138,6 +160,24 @@ impl OptionList {
             return Ok(None);
         };
         item.value.map(Some).ok_or(ListError::MissingValue { key })
+    }
+
+    /// Takes `key=word`; absent is the default.
+    ///
+    /// # Errors
+    /// As for [`value`](Self::value), and [`ListError::NotAChoice`].
+    pub fn choice<T: Choice + Default>(&mut self, key: &'static str) -> Result<T, ListError> {
+        let Some(word) = self.value(key)? else {
+            return Ok(T::default());
+        };
+        let named = T::NAMES.iter().find(|(name, _)| *name == word);
+        named
+            .map(|(_, value)| *value)
+            .ok_or_else(|| ListError::NotAChoice {
+                key,
+                value: word,
+                known: T::NAMES.iter().map(|(name, _)| *name).collect(),
+            })
     }
 
     /// Ends the reading: whatever was not taken is unknown.

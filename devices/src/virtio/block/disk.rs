@@ -1,4 +1,9 @@
-//! What a block device stands on: the one trait behind which files, overlays and formats live.
+//! What a block device stands on: the one trait behind which files, overlays and formats live, and the
+//! one behind which engines do.
+//!
+//! A [`Disk`] is what all queues of a device share: an image of some format, opened once. A [`DiskLane`]
+//! is one queue's own way to it, with an engine of its own, made when the driver is ready and gone at
+//! its reset. Formats translate, engines move bytes, and neither knows the other.
 
 use std::fmt;
 use std::io;
@@ -22,8 +27,8 @@ pub struct DiskInfo {
     pub discard: bool,
 }
 
-/// Names an operation while it is under way. The device picks it; the disk hands it back. No two
-/// operations under way have the same.
+/// Names an operation while it is under way. The device picks it; the lane hands it back. No two
+/// operations under way in a lane have the same, and each is less than the lane's depth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag(pub u32);
 
@@ -73,24 +78,37 @@ pub enum DiskOp<'a> {
 pub enum Progress {
     /// It ended, well or not.
     Done(io::Result<()>),
-    /// It goes on; its tag comes out of [`Disk::completed`] later.
+    /// It goes on; its tag comes out of [`DiskLane::completed`] later.
     Pending,
 }
 
-/// A disk image, whatever its format or engine. Owned by one block device and called from one thread at
-/// a time. Operations under way may be done in any order: a driver that cares waits for the first.
+/// A disk image, whatever its format. Shared by the lanes of one block device.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Size and abilities.
+    fn info(&self) -> DiskInfo;
+    /// Whether several lanes may be open at once; otherwise the next is opened when the last is gone.
+    fn is_parallel(&self) -> bool {
+        false
+    }
+    /// A way to the data for one thread, with at most `depth` operations under way.
+    ///
+    /// # Errors
+    /// The host lacks what the engine needs.
+    fn lane(&self, depth: u16) -> io::Result<Box<dyn DiskLane>>;
+}
+
+/// A way to a disk's data, called from one thread at a time. Operations under way may be done in any
+/// order: a driver that cares waits for the first.
 ///
 /// The slices of a pending operation are gone when [`submit`](Self::submit) returns, but the guest memory
 /// behind them stays mapped until the operation completes, so an engine keeps their addresses. The device
 /// takes every pending operation back before it lets go of the memory.
-pub trait Disk: fmt::Debug + Send {
-    /// Size and abilities. Must not change while a driver is attached.
-    fn info(&self) -> DiskInfo;
-    /// Up to 20 bytes that name the disk to the guest (Virtio 1.2 §5.2.6, VIRTIO_BLK_T_GET_ID).
-    fn id(&self) -> &str;
-    /// Starts `op`. A synchronous disk ends it here.
+pub trait DiskLane: fmt::Debug + Send {
+    /// Takes `op`. A synchronous lane ends it here; another may keep it until [`start`](Self::start).
     fn submit(&mut self, tag: Tag, op: DiskOp<'_>) -> Progress;
-    /// Becomes readable when operations complete later; `None` for a disk that is always done at once.
+    /// Starts whatever was submitted and not started yet, all in one go.
+    fn start(&mut self) {}
+    /// Becomes readable when operations complete later; `None` for a lane that is always done at once.
     fn completion_event(&self) -> Option<RawFd> {
         None
     }

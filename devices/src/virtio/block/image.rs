@@ -92,6 +92,14 @@ pub enum ImageError {
         /// Its size.
         len: u64,
     },
+    /// The engine that was asked for is not there.
+    #[error("{path}: this host's kernel has no usable io_uring ({source}); use engine=auto")]
+    NoIoUring {
+        /// The image.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
     /// Anything else.
     #[error("{path}: cannot be opened: {source}")]
     Io {

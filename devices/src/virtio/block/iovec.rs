@@ -1,7 +1,8 @@
 //! Bytes straight between a file and guest memory: preadv(2) and pwritev(2) over guest slices.
 //!
-//! All the unsafe code of block devices. The loop around the two calls is safe and does what they
-//! leave to the caller: short transfers, interruptions, more buffers than one call takes.
+//! The unsafe code of block devices, but for the one call with which io_uring is given an entry. The loop
+//! around the two system calls is safe and does what they leave to the caller: short transfers,
+//! interruptions, more buffers than one call takes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -12,29 +13,136 @@ use crate::mem::GuestSlice;
 /// The most buffers the kernel takes in one call: UIO_MAXIOV.
 const MAX_BUFFERS: usize = 1024;
 
+/// Addresses of guest buffers, in order, of which the front is used up bit by bit.
+///
+/// They outlive the slices that they were made of: whoever holds them sees to it that the guest's memory
+/// stays mapped, as the contract of [`DiskLane`](super::disk::DiskLane) has it.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    vector: Vec<libc::iovec>,
+    /// Elements of `vector` that are used up.
+    used: usize,
+}
+
+// SAFETY: the pointers are to memory that is shared with the guest and that every thread of the process
+// may access; nothing of it belongs to a thread.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// All bytes of `slices`.
+    pub(super) fn of(slices: &[GuestSlice<'_>]) -> Self {
+        let vector = slices
+            .iter()
+            .filter(|slice| !slice.is_empty())
+            // Guest memory stays mapped while there are slices of it: the guard, which matters for memory
+            // that is mapped per access, need not be kept.
+            .map(|slice| libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            })
+            .collect();
+        Self { vector, used: 0 }
+    }
+
+    /// What is left, as much as one call takes.
+    pub(super) fn vector(&self) -> &[libc::iovec] {
+        let rest = &self.vector[self.used..];
+        &rest[..rest.len().min(MAX_BUFFERS)]
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.used == self.vector.len()
+    }
+
+    /// How many bytes are left.
+    pub(super) fn len(&self) -> u64 {
+        let rest = &self.vector[self.used..];
+        rest.iter().map(|part| part.iov_len as u64).sum()
+    }
+
+    /// Takes the first `len` bytes out, or all there are.
+    pub(super) fn split(&mut self, len: u64) -> Self {
+        let mut front = Vec::new();
+        let mut wanted = len;
+        while let Some(part) = self.vector.get_mut(self.used).filter(|_| wanted > 0) {
+            let part_len = part.iov_len as u64;
+            if part_len > wanted {
+                // Less than a length that fits.
+                let now = usize::try_from(wanted).unwrap_or(part.iov_len);
+                front.push(libc::iovec {
+                    iov_base: part.iov_base,
+                    iov_len: now,
+                });
+                self.advance(now);
+                break;
+            }
+            front.push(*part);
+            wanted -= part_len;
+            self.used += 1;
+        }
+        Self {
+            vector: front,
+            used: 0,
+        }
+    }
+
+    /// Uses up the first `moved` bytes.
+    pub(super) fn advance(&mut self, mut moved: usize) {
+        while let Some(part) = self.vector.get_mut(self.used) {
+            if moved < part.iov_len {
+                part.iov_base = part.iov_base.wrapping_byte_add(moved);
+                part.iov_len -= moved;
+                return;
+            }
+            moved -= part.iov_len;
+            self.used += 1;
+        }
+    }
+
+    /// The bytes that are left, as slices of guest memory.
+    fn slices(&self) -> impl Iterator<Item = GuestSlice<'_>> {
+        self.vector[self.used..].iter().map(|part| {
+            // SAFETY: the pointer and length are those of a slice of guest memory, or of a part of one, and
+            // whoever holds `self` keeps that memory mapped.
+            unsafe { GuestSlice::new(part.iov_base.cast(), part.iov_len) }
+        })
+    }
+
+    /// Fills all of it with zeroes.
+    pub(super) fn fill_zero(&self) {
+        static ZEROES: [u8; 4096] = [0; 4096];
+        for slice in self.slices() {
+            let mut at = 0;
+            while let Ok(rest) = slice.offset(at)
+                && !rest.is_empty()
+            {
+                rest.copy_from(&ZEROES);
+                at += rest.len().min(ZEROES.len());
+            }
+        }
+    }
+}
+
 /// Fills `buffers` from `offset` of `file`. A file that ends before is an error: it was cut off while
 /// in use, and zeroes in place of what was there would go unnoticed.
-pub(super) fn read_exact_at(
-    file: &File,
-    buffers: &[GuestSlice<'_>],
-    offset: u64,
-) -> io::Result<()> {
+pub(super) fn read_exact_at(file: &File, buffers: Buffers, offset: u64) -> io::Result<()> {
     transfer(
         buffers,
         offset,
         ErrorKind::UnexpectedEof,
         |vector, offset| {
             let count = libc::c_int::try_from(vector.len()).map_err(io::Error::other)?;
-            // SAFETY: `vector` was made by `transfer` from slices of mapped guest memory that outlive this
-            // call, and has `count` elements. The kernel writes through the pointers only during the call;
-            // Rust has no references to that memory, which the guest may change at any time anyway.
+            // SAFETY: `vector` has `count` elements, each of mapped guest memory or of a buffer that the
+            // caller lent. The kernel writes through the pointers only during the call; Rust has no
+            // references to guest memory, which the guest may change at any time anyway.
             check(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), count, offset) })
         },
     )
 }
 
 /// Stores `buffers` at `offset` of `file`.
-pub(super) fn write_all_at(file: &File, buffers: &[GuestSlice<'_>], offset: u64) -> io::Result<()> {
+pub(super) fn write_all_at(file: &File, buffers: Buffers, offset: u64) -> io::Result<()> {
     transfer(buffers, offset, ErrorKind::WriteZero, |vector, offset| {
         let count = libc::c_int::try_from(vector.len()).map_err(io::Error::other)?;
         // SAFETY: as for reading; the kernel only reads through the pointers.
@@ -48,29 +156,17 @@ fn check(transferred: libc::ssize_t) -> io::Result<usize> {
 
 /// Calls `call` until it has moved every byte of `buffers`; `stuck` is the error if it moves none.
 fn transfer(
-    buffers: &[GuestSlice<'_>],
+    mut buffers: Buffers,
     offset: u64,
     stuck: ErrorKind,
     mut call: impl FnMut(&[libc::iovec], libc::off64_t) -> io::Result<usize>,
 ) -> io::Result<()> {
-    let mut vector: Vec<libc::iovec> = buffers
-        .iter()
-        .filter(|buffer| !buffer.is_empty())
-        // Guest memory stays mapped while there are slices of it: the guard, which matters for memory
-        // that is mapped per access, need not be kept.
-        .map(|buffer| libc::iovec {
-            iov_base: buffer.ptr_guard_mut().as_ptr().cast(),
-            iov_len: buffer.len(),
-        })
-        .collect();
-    let mut rest = &mut vector[..];
     let mut offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
-    while !rest.is_empty() {
-        let now = &rest[..rest.len().min(MAX_BUFFERS)];
-        match call(now, offset) {
+    while !buffers.is_empty() {
+        match call(buffers.vector(), offset) {
             Ok(0) => return Err(stuck.into()),
             Ok(moved) => {
-                rest = advance(rest, moved);
+                buffers.advance(moved);
                 offset = libc::off64_t::try_from(moved)
                     .ok()
                     .and_then(|moved| offset.checked_add(moved))
@@ -83,58 +179,51 @@ fn transfer(
     Ok(())
 }
 
-/// What is left of `vector` after its first `moved` bytes.
-fn advance(vector: &mut [libc::iovec], mut moved: usize) -> &mut [libc::iovec] {
-    let mut done = 0;
-    for buffer in vector.iter_mut() {
-        if moved < buffer.iov_len {
-            buffer.iov_base = buffer.iov_base.wrapping_byte_add(moved);
-            buffer.iov_len -= moved;
-            break;
-        }
-        moved -= buffer.iov_len;
-        done += 1;
-    }
-    &mut vector[done..]
-}
-
 #[cfg(test)]
 mod tests {
     use vm_memory::VolatileSlice;
 
     use super::*;
 
+    /// Every address of `buffers`, in order.
+    fn addresses(vector: &[libc::iovec]) -> Vec<usize> {
+        vector
+            .iter()
+            .flat_map(|v| (0..v.iov_len).map(|at| v.iov_base as usize + at))
+            .collect()
+    }
+
+    fn memory(sizes: &[usize]) -> Vec<Vec<u8>> {
+        sizes.iter().map(|size| vec![0xee; *size]).collect()
+    }
+
+    fn slices(memory: &mut [Vec<u8>]) -> Vec<GuestSlice<'_>> {
+        memory
+            .iter_mut()
+            .map(|bytes| VolatileSlice::from(&mut bytes[..]))
+            .collect()
+    }
+
     /// Runs a transfer of `sizes` against a file that moves at most `step` bytes a call and is
     /// interrupted every third time; returns the number of calls.
     fn run(sizes: &[usize], step: usize) -> usize {
-        let mut memory: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0; *size]).collect();
-        let slices: Vec<_> = memory
-            .iter_mut()
-            .map(|bytes| VolatileSlice::from(&mut bytes[..]))
-            .collect();
-        let total: usize = sizes.iter().sum();
+        let mut memory = memory(sizes);
+        let buffers = Buffers::of(&slices(&mut memory));
+        let all = addresses(&buffers.vector);
         let mut moved = Vec::new();
         let mut calls = 0;
-        transfer(&slices, 7, ErrorKind::WriteZero, |vector, offset| {
+        transfer(buffers, 7, ErrorKind::WriteZero, |vector, offset| {
             calls += 1;
             assert!(vector.len() <= MAX_BUFFERS, "{} buffers", vector.len());
             assert_eq!(offset, i64::try_from(7 + moved.len()).unwrap());
             if calls % 3 == 0 {
                 return Err(ErrorKind::Interrupted.into());
             }
-            let addresses = vector
-                .iter()
-                .flat_map(|v| (0..v.iov_len).map(|at| v.iov_base as usize + at));
             let before = moved.len();
-            moved.extend(addresses.take(step));
+            moved.extend(addresses(vector).into_iter().take(step));
             Ok(moved.len() - before)
         })
         .unwrap();
-        let all: Vec<usize> = slices
-            .iter()
-            .flat_map(|s| (0..s.len()).map(|at| s.ptr_guard().as_ptr() as usize + at))
-            .collect();
-        assert_eq!(moved.len(), total);
         assert_eq!(moved, all, "every byte once, in order");
         calls
     }
@@ -158,14 +247,46 @@ mod tests {
 
     #[test]
     fn no_progress_and_errors_end_it() {
-        let mut bytes = [0; 512];
-        let slices = [VolatileSlice::from(&mut bytes[..])];
-        let stuck = transfer(&slices, 0, ErrorKind::UnexpectedEof, |_, _| Ok(0));
+        let mut memory = memory(&[512]);
+        let slices = slices(&mut memory);
+        let buffers = || Buffers::of(&slices);
+        let stuck = transfer(buffers(), 0, ErrorKind::UnexpectedEof, |_, _| Ok(0));
         assert_eq!(stuck.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         let full = || io::Error::from_raw_os_error(libc::ENOSPC);
-        let error = transfer(&slices, 0, ErrorKind::WriteZero, |_, _| Err(full()));
+        let error = transfer(buffers(), 0, ErrorKind::WriteZero, |_, _| Err(full()));
         assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
-        let far = transfer(&slices, u64::MAX, ErrorKind::WriteZero, |_, _| Ok(512));
+        let far = transfer(buffers(), u64::MAX, ErrorKind::WriteZero, |_, _| Ok(512));
         assert!(far.is_err(), "an offset no file has");
+    }
+
+    #[test]
+    fn a_split_takes_the_front_and_leaves_the_rest() {
+        for step in [1, 2, 3, 5, 512, 513, 600] {
+            let mut memory = memory(&[1, 5, 512, 0, 88]);
+            let mut buffers = Buffers::of(&slices(&mut memory));
+            let all = addresses(&buffers.vector);
+            let mut taken = Vec::new();
+            while !buffers.is_empty() {
+                let before = buffers.len();
+                let front = buffers.split(step);
+                assert_eq!(front.len(), step.min(before));
+                assert_eq!(front.len() + buffers.len(), before);
+                taken.extend(addresses(front.vector()));
+            }
+            assert_eq!(taken, all, "in steps of {step}");
+            assert!(buffers.split(1).is_empty());
+        }
+    }
+
+    #[test]
+    fn zeroes_fill_what_is_left_and_no_more() {
+        let mut memory = memory(&[3, 5000, 2]);
+        let mut buffers = Buffers::of(&slices(&mut memory));
+        buffers.advance(2);
+        buffers.split(4997).fill_zero();
+        let bytes = memory.concat();
+        assert_eq!(bytes[..2], [0xee; 2]);
+        assert!(bytes[2..4999].iter().all(|byte| *byte == 0));
+        assert_eq!(bytes[4999..], [0xee; 6]);
     }
 }

@@ -2,7 +2,13 @@
 //!
 //! [`Block`] is what the driver sees beside its queue: capacity, limits, features. At DRIVER_OK it makes
 //! a worker, which an I/O thread owns until the reset. What the data is stored on is a [`disk::Disk`];
-//! [`raw::RawDisk`] is an image file or a block device as it is.
+//! [`raw`] is an image file or a block device as it is.
+//!
+//! ```text
+//! queue ─► worker ─► disk::DiskLane ─► engine: sync, uring ─► file
+//!            │                            └─ asks the store where the bytes are
+//!          Block ──► disk::Disk ─────────► store: raw
+//! ```
 //!
 //! The sector size told to the driver is always 512, as images are made for that; what suits the host
 //! goes into the topology. The cache mode cannot be switched at run time (VIRTIO_BLK_F_CONFIG_WCE): a
@@ -10,19 +16,19 @@
 //!
 //! ```
 //! use devices::virtio::VirtioDevice;
-//! use devices::virtio::block::{Block, raw::RawDisk};
+//! use devices::virtio::block::{Block, raw};
 //!
 //! # let image = tempfile::NamedTempFile::new()?;
 //! # image.as_file().set_len(1 << 20)?;
-//! let disk = RawDisk::open(image.path(), false)?.with_id("root");
-//! let device = Block::new(Box::new(disk));
+//! let disk = raw::open(image.path(), raw::Options::default())?;
+//! let device = Block::new(disk, "root");
 //! let mut capacity = [0; 8];
 //! device.read_config(0, &mut capacity);
 //! assert_eq!(u64::from_le_bytes(capacity), (1 << 20) / 512);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
@@ -31,19 +37,26 @@ use virtio_bindings::virtio_blk::{
 
 use self::disk::{Disk, DiskInfo, SECTOR};
 use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Rules};
-use self::worker::{SharedDisk, Worker};
-use super::{ActivateError, Features, Lane, VirtioDevice, VirtioKind};
+use self::worker::{Work, Worker};
+use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
+use crate::io::QueueSet;
 
 pub mod disk;
+mod engine;
 mod errors;
+mod file;
+mod id;
 pub mod image;
 mod iovec;
 pub mod raw;
 mod request;
+mod store;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+pub use self::engine::Engine;
+pub use self::id::id_of;
 pub use self::image::ImageError;
 
 /// [`SECTOR`] as configuration space has it.
@@ -57,19 +70,23 @@ const CONFIG_SIZE: usize = 60;
 /// A block device. Owned by its transport.
 #[derive(Debug)]
 pub struct Block {
-    /// Kept here between one worker and the next.
-    disk: SharedDisk,
+    disk: Arc<dyn Disk>,
+    id: Arc<str>,
+    /// Each worker holds it too.
+    alive: Arc<()>,
     info: DiskInfo,
     config: [u8; CONFIG_SIZE],
 }
 
 impl Block {
-    /// A device that stands on `disk`.
+    /// A device that stands on `disk`, and is called `id`, of which the guest sees the first 20 bytes.
     #[must_use]
-    pub fn new(disk: Box<dyn Disk>) -> Self {
+    pub fn new(disk: Arc<dyn Disk>, id: &str) -> Self {
         let info = disk.info();
         Self {
-            disk: Arc::new(Mutex::new(disk)),
+            disk,
+            id: id.into(),
+            alive: Arc::default(),
             info,
             config: config_space(&info),
         }
@@ -116,22 +133,34 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, acked: Features) -> Result<Vec<Lane>, ActivateError> {
-        if Arc::strong_count(&self.disk) > 1 {
+        if Arc::strong_count(&self.alive) > 1 {
             return Err(ActivateError {
                 what: "the data path from before the reset still has the disk",
                 source: None,
             });
         }
         let negotiated = |bit| acked.contains(feature(bit));
-        let rules = Rules {
-            sectors: self.info.capacity / SECTOR,
-            read_only: self.info.read_only,
-            discard: negotiated(VIRTIO_BLK_F_DISCARD),
-            write_zeroes: negotiated(VIRTIO_BLK_F_WRITE_ZEROES),
+        let work = Work {
+            disk: self.disk.clone(),
+            id: self.id.clone(),
+            rules: Rules {
+                sectors: self.info.capacity / SECTOR,
+                read_only: self.info.read_only,
+                discard: negotiated(VIRTIO_BLK_F_DISCARD),
+                write_zeroes: negotiated(VIRTIO_BLK_F_WRITE_ZEROES),
+            },
+            through: !negotiated(VIRTIO_BLK_F_FLUSH),
+            _alive: self.alive.clone(),
         };
-        let through = !negotiated(VIRTIO_BLK_F_FLUSH);
-        let disk = Arc::clone(&self.disk);
-        Ok(Lane::whole(Worker::new(disk, rules, through, QUEUE_SIZE)))
+        let queues = QueueSet::of([QueueIndex(0)]);
+        let worker = Worker::new(work, queues, QUEUE_SIZE).map_err(|source| ActivateError {
+            what: "no descriptor for its disk",
+            source: Some(source),
+        })?;
+        Ok(vec![Lane {
+            queues,
+            worker: Box::new(worker),
+        }])
     }
 }
 

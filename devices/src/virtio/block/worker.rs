@@ -1,6 +1,6 @@
 //! The data path of a block device: requests from the ring to the disk, answers back.
 //!
-//! Owned by one I/O thread. The disk may finish an operation at once or later; either way the request
+//! One for each lane of the device, owned by one I/O thread. The disk may finish an operation at once or later; either way the request
 //! sits in a table of fixed size under the [`Tag`] the disk knows it by, and is answered from there:
 //!
 //! ```text
@@ -10,29 +10,26 @@
 //! ```
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use vm_memory::Bytes;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::disk::{Disk, DiskOp, Progress, Tag};
+use super::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
 use super::errors::ErrorLog;
 use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
-use crate::io::{Chain, QueueIo};
+use crate::io::{Chain, QueueIo, QueueSet};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
-/// The one request queue.
-pub(super) const QUEUE: QueueIndex = QueueIndex(0);
-/// The disk's completion event.
-const COMPLETION: u32 = 0;
-
-/// A disk as a face and its worker share it: the worker uses it, the face keeps it for the next worker.
-/// They never wait for each other, since the face does not lock it while there is a worker.
-pub(super) type SharedDisk = Arc<Mutex<Box<dyn Disk>>>;
+/// The worker's one source: something happened to the disk.
+const DISK: u32 = 0;
 
 /// A request that the disk has.
 #[derive(Debug)]
 struct Flight {
+    queue: QueueIndex,
     head: u16,
     status: GuestAddress,
     room: u32,
@@ -44,19 +41,38 @@ struct Flight {
     rest: Vec<Range>,
 }
 
-/// The worker.
-#[derive(Debug)]
-pub(super) struct Worker {
-    disk: SharedDisk,
-    lane: Lane,
+/// What the face hands to each of its workers.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    /// The disk.
+    pub(super) disk: Arc<dyn Disk>,
+    /// What it is called.
+    pub(super) id: Arc<str>,
+    /// What is served.
+    pub(super) rules: Rules,
+    /// Without a flush request the driver takes every finished write for durable: §5.2.6.2.
+    pub(super) through: bool,
+    /// The face's, to see whether there are workers from before a reset.
+    pub(super) _alive: Arc<()>,
 }
 
-/// Everything but the disk, so that the disk can be locked while this changes.
+/// The worker of some of the queues.
 #[derive(Debug)]
-struct Lane {
-    rules: Rules,
-    /// Without a flush request the driver takes every finished write for durable: §5.2.6.2.
-    through: bool,
+pub(super) struct Worker {
+    queues: QueueSet,
+    depth: u16,
+    /// Opened with the first event: by the thread that will use it, and after the driver was told that its
+    /// device is ready.
+    lane: Option<Box<dyn DiskLane>>,
+    /// What the lane wakes.
+    wake: Epoll,
+    table: Table,
+}
+
+/// Everything but the lane, so that the lane can be used while this changes.
+#[derive(Debug)]
+struct Table {
+    work: Work,
     /// What a disk has; its index is the tag.
     flights: Vec<Option<Flight>>,
     /// Tags without a flight.
@@ -65,83 +81,108 @@ struct Lane {
 }
 
 impl Worker {
-    /// A worker that serves `disk` by `rules`, with at most `depth` requests under way.
-    pub(super) fn new(disk: SharedDisk, rules: Rules, through: bool, depth: u16) -> Self {
-        Self {
-            disk,
-            lane: Lane {
-                rules,
-                through,
+    /// A worker that serves `queues`, with at most `depth` requests under way in all of them.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn new(work: Work, queues: QueueSet, depth: u16) -> io::Result<Self> {
+        Ok(Self {
+            queues,
+            depth,
+            lane: None,
+            wake: Epoll::new()?,
+            table: Table {
+                work,
                 flights: (0..depth).map(|_| None).collect(),
                 free: (0..u32::from(depth)).rev().map(Tag).collect(),
                 errors: ErrorLog::default(),
             },
+        })
+    }
+
+    /// The lane, and what goes through it.
+    fn open(&mut self) -> Result<(&mut dyn DiskLane, &mut Table), DeviceFault> {
+        if self.lane.is_none() {
+            let opened = self.table.work.disk.lane(self.depth).and_then(|lane| {
+                if let Some(event) = lane.completion_event() {
+                    watch(&self.wake, event)?;
+                }
+                Ok(lane)
+            });
+            self.lane = Some(opened.map_err(|source| DeviceFault::Host {
+                what: "opening the disk",
+                source,
+            })?);
+        }
+        match &mut self.lane {
+            Some(lane) => Ok((lane.as_mut(), &mut self.table)),
+            None => unreachable!("just opened"),
         }
     }
 }
 
-/// The disk, even if a thread panicked with it: its own state is consistent between operations.
-fn lock(disk: &SharedDisk) -> MutexGuard<'_, Box<dyn Disk>> {
-    disk.lock().unwrap_or_else(PoisonError::into_inner)
+fn watch(wake: &Epoll, fd: RawFd) -> io::Result<()> {
+    wake.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
 }
 
 impl QueueWorker for Worker {
     fn sources(&self) -> Vec<Source> {
-        let event = lock(&self.disk).completion_event();
-        let source = |fd| Source {
-            fd,
-            token: COMPLETION,
+        vec![Source {
+            fd: self.wake.as_raw_fd(),
+            token: DISK,
             wake: Wake::Readable,
-        };
-        event.map(source).into_iter().collect()
+        }]
     }
 
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        if queue != QUEUE {
+        if !self.queues.contains(queue) {
             return Ok(());
         }
-        let mut disk = lock(&self.disk);
-        while let Some(chain) = io.pop(QUEUE)? {
-            self.lane.serve(disk.as_mut(), chain, io)?;
+        let (lane, table) = self.open()?;
+        while let Some(chain) = io.pop(queue)? {
+            table.serve(lane, queue, chain, io)?;
         }
-        Ok(())
+        table.settle(lane, io)
     }
 
     fn on_source(&mut self, _token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        let mut disk = lock(&self.disk);
-        let done = disk.completed(false);
-        self.lane.advance_all(disk.as_mut(), done, io)
+        match &mut self.lane {
+            Some(lane) => self.table.settle(lane.as_mut(), io),
+            None => Ok(()),
+        }
     }
 
     fn drain(&mut self, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        let mut disk = lock(&self.disk);
-        while self.lane.is_busy() {
-            let done = disk.completed(true);
+        let Some(lane) = &mut self.lane else {
+            return Ok(());
+        };
+        while self.table.is_busy() {
+            let done = lane.completed(true);
             if done.is_empty() {
                 return Err(DeviceFault::Host {
                     what: "waiting for the disk",
                     source: lost_request(),
                 });
             }
-            self.lane.advance_all(disk.as_mut(), done, io)?;
+            self.table.advance_all(lane.as_mut(), done, io)?;
         }
         Ok(())
     }
 }
 
 /// A worker may go without being drained (after a fault). What the disk still has then goes unanswered,
-/// but must have let go of guest memory, and its tags must not come back to the next worker.
+/// but must have let go of guest memory.
 impl Drop for Worker {
     fn drop(&mut self) {
-        let mut disk = lock(&self.disk);
-        while self.lane.is_busy() {
-            let done = disk.completed(true);
+        let Some(lane) = &mut self.lane else { return };
+        while self.table.is_busy() {
+            let done = lane.completed(true);
             if done.is_empty() {
-                log::error!("disk {}: {}", disk.id(), lost_request());
+                log::error!("disk {}: {}", self.table.work.id, lost_request());
                 return;
             }
             for (tag, _) in done {
-                self.lane.land(tag);
+                self.table.land(tag);
             }
         }
     }
@@ -151,15 +192,28 @@ fn lost_request() -> io::Error {
     io::Error::other("the disk lost a request")
 }
 
-impl Lane {
+impl Table {
     fn is_busy(&self) -> bool {
         self.free.len() < self.flights.len()
+    }
+
+    /// Starts what was submitted, and answers what has ended.
+    fn settle(&mut self, lane: &mut dyn DiskLane, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        loop {
+            lane.start();
+            let done = lane.completed(false);
+            if done.is_empty() {
+                return Ok(());
+            }
+            self.advance_all(lane, done, io)?;
+        }
     }
 
     /// Starts the request in `chain`, and ends it if that is possible at once.
     fn serve(
         &mut self,
-        disk: &mut dyn Disk,
+        lane: &mut dyn DiskLane,
+        queue: QueueIndex,
         chain: Chain<'_>,
         io: &mut QueueIo<'_>,
     ) -> Result<(), DeviceFault> {
@@ -168,8 +222,9 @@ impl Lane {
             status,
             room,
             action,
-        } = parse(chain, &self.rules).map_err(|malformed| fault(malformed.0))?;
+        } = parse(chain, &self.work.rules).map_err(|malformed| fault(queue, malformed.0))?;
         let mut flight = Flight {
+            queue,
             head,
             status,
             room,
@@ -180,7 +235,7 @@ impl Lane {
         match action {
             Action::Refuse(status) => flight.land(status, io),
             Action::GetId(buffers) => {
-                flight.fills = put_id(disk.id(), &buffers);
+                flight.fills = put_id(&self.work.id, &buffers);
                 flight.land(Status::Ok, io)
             }
             Action::Read(offset, buffers) => {
@@ -189,18 +244,18 @@ impl Lane {
                     offset,
                     buffers: &buffers,
                 };
-                self.launch(disk, flight, op, io)
+                self.launch(lane, flight, op, io)
             }
             Action::Write(offset, buffers) => {
                 flight.what = "write";
                 let op = DiskOp::Write {
                     offset,
                     buffers: &buffers,
-                    through: self.through,
+                    through: self.work.through,
                 };
-                self.launch(disk, flight, op, io)
+                self.launch(lane, flight, op, io)
             }
-            Action::Flush => self.launch(disk, flight, DiskOp::Flush, io),
+            Action::Flush => self.launch(lane, flight, DiskOp::Flush, io),
             Action::Clear(mut ranges) => {
                 ranges.reverse();
                 let Some(first) = ranges.pop() else {
@@ -211,7 +266,7 @@ impl Lane {
                     Clear::Zero { .. } => "write-zeroes",
                 };
                 flight.rest = ranges;
-                self.launch(disk, flight, clear_op(first, self.through), io)
+                self.launch(lane, flight, clear_op(first, self.work.through), io)
             }
         }
     }
@@ -219,7 +274,7 @@ impl Lane {
     /// Hands the first operation of `flight` to the disk.
     fn launch(
         &mut self,
-        disk: &mut dyn Disk,
+        lane: &mut dyn DiskLane,
         flight: Flight,
         op: DiskOp<'_>,
         io: &mut QueueIo<'_>,
@@ -229,10 +284,10 @@ impl Lane {
         let tag = self
             .free
             .pop()
-            .ok_or_else(|| fault("a descriptor is used by two requests"))?;
+            .ok_or_else(|| fault(flight.queue, "a descriptor is used by two requests"))?;
         self.flights[tag.0 as usize] = Some(flight);
-        match disk.submit(tag, op) {
-            Progress::Done(result) => self.advance(disk, tag, result, io),
+        match lane.submit(tag, op) {
+            Progress::Done(result) => self.advance(lane, tag, result, io),
             Progress::Pending => Ok(()),
         }
     }
@@ -241,14 +296,14 @@ impl Lane {
     /// have them any more, and there is nobody to answer.
     fn advance_all(
         &mut self,
-        disk: &mut dyn Disk,
+        lane: &mut dyn DiskLane,
         done: Vec<(Tag, io::Result<()>)>,
         io: &mut QueueIo<'_>,
     ) -> Result<(), DeviceFault> {
         let mut outcome = Ok(());
         for (tag, result) in done {
             if outcome.is_ok() {
-                outcome = self.advance(disk, tag, result, io);
+                outcome = self.advance(lane, tag, result, io);
             } else {
                 self.land(tag);
             }
@@ -259,14 +314,14 @@ impl Lane {
     /// An operation of flight `tag` ended: starts the next one, or answers the request.
     fn advance(
         &mut self,
-        disk: &mut dyn Disk,
+        lane: &mut dyn DiskLane,
         tag: Tag,
         mut result: io::Result<()>,
         io: &mut QueueIo<'_>,
     ) -> Result<(), DeviceFault> {
         loop {
             if let (Ok(()), Some(range)) = (&result, self.next_range(tag)) {
-                match disk.submit(tag, clear_op(range, self.through)) {
+                match lane.submit(tag, clear_op(range, self.work.through)) {
                     Progress::Done(next) => result = next,
                     Progress::Pending => return Ok(()),
                 }
@@ -275,14 +330,14 @@ impl Lane {
             let Some(flight) = self.land(tag) else {
                 log::error!(
                     "disk {}: finished a request that it did not have",
-                    disk.id()
+                    self.work.id
                 );
                 return Ok(());
             };
             return match result {
                 Ok(()) => flight.land(Status::Ok, io),
                 Err(error) => {
-                    self.errors.note(disk.id(), flight.what, &error);
+                    self.errors.note(&self.work.id, flight.what, &error);
                     Flight { fills: 0, ..flight }.land(Status::IoErr, io)
                 }
             };
@@ -307,13 +362,14 @@ impl Flight {
     /// The used length promises that this many bytes *from the start* of the writable buffers were
     /// written (§2.7.8.2), so the status byte counts only where everything before it was filled.
     fn land(self, status: Status, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        put_status(io.memory(), self.status, status)?;
+        put_status(io.memory(), self.status, status)
+            .map_err(|_| fault(self.queue, "the status byte lies outside guest memory"))?;
         let len = if self.fills == self.room {
             self.fills.saturating_add(1)
         } else {
             self.fills
         };
-        io.complete(QUEUE, self.head, len)
+        io.complete(self.queue, self.head, len)
     }
 }
 
@@ -348,15 +404,14 @@ fn put_id(id: &str, buffers: &[GuestSlice<'_>]) -> u32 {
     u32::try_from(written).unwrap_or(0)
 }
 
-fn put_status(memory: &GuestMemory, at: GuestAddress, status: Status) -> Result<(), DeviceFault> {
-    memory
-        .write_obj(status as u8, at)
-        .map_err(|_| fault("the status byte lies outside guest memory"))
+fn put_status(
+    memory: &GuestMemory,
+    at: GuestAddress,
+    status: Status,
+) -> Result<(), vm_memory::GuestMemoryError> {
+    memory.write_obj(status as u8, at)
 }
 
-fn fault(reason: &'static str) -> DeviceFault {
-    DeviceFault::Request {
-        queue: QUEUE,
-        reason,
-    }
+fn fault(queue: QueueIndex, reason: &'static str) -> DeviceFault {
+    DeviceFault::Request { queue, reason }
 }

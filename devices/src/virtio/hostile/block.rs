@@ -7,7 +7,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::Attack;
 use super::case::{Case, Expect, Row, Scope, table};
 use super::subject::{QueuePlan, Quiet, Stage, Subject};
-use crate::virtio::block::{Block, raw::RawDisk};
+use crate::virtio::block::{Block, raw};
 use crate::virtio::testing::{Descriptor, Driver, END};
 
 use Expect::{Either, Fine, Reset};
@@ -43,9 +43,9 @@ fn stage() -> Stage {
         written.expect("cannot write an image");
     }
     // The open file stays when its name goes.
-    let disk = RawDisk::open(image.as_path(), false).expect("cannot open an image");
+    let disk = raw::open(image.as_path(), raw::Options::default()).expect("cannot open an image");
     Stage {
-        device: Box::new(Block::new(Box::new(disk))),
+        device: Box::new(Block::new(disk, "disk")),
         queues: vec![QueuePlan {
             request: |driver| read_of(driver, 3),
             taken: true,

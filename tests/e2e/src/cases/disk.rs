@@ -15,7 +15,8 @@ tests! { "disk":
     SHORT full,
     SHORT read_only_root,
     SHORT several,
-    SHORT raw_from_end_to_end,
+    SHORT from_end_to_end_by_system_calls,
+    SHORT from_end_to_end_by_io_uring,
     SHORT discard,
     SHORT trim,
     SHORT one_image_one_writer,
@@ -97,16 +98,24 @@ fn several(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn raw_from_end_to_end(context: &Context) -> Result<()> {
+fn from_end_to_end(context: &Context, options: &str) -> Result<()> {
     let rootfs = context.rootfs()?;
     let disk = context.image("disk.img", 4 * MIB)?;
     let outcome = context
         .script(Kernel::TinyElf, &rootfs, "disk-raw,vdb,4")?
         .args("--cpus 2")
-        .disk(&disk, "")
+        .disk(&disk, options)
         .exits_with(0)?;
     outcome.says("raw disk vdb: same")?;
     Ok(())
+}
+
+fn from_end_to_end_by_system_calls(context: &Context) -> Result<()> {
+    from_end_to_end(context, ",engine=sync")
+}
+
+fn from_end_to_end_by_io_uring(context: &Context) -> Result<()> {
+    from_end_to_end(context, ",engine=io_uring")
 }
 
 fn discard(context: &Context) -> Result<()> {

@@ -10,7 +10,7 @@ const WRITE_ZEROES_BIT: u64 = 1 << 14;
 const ALWAYS: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 2 | 1 << 6 | 1 << 9 | 1 << 10;
 
 fn block(info: DiskInfo) -> Block {
-    Block::new(Box::new(FakeDisk::new(info)))
+    Block::new(Arc::new(FakeDisk::new(info)), "fake")
 }
 
 fn config(block: &Block, offset: u64, len: usize) -> Vec<u8> {
@@ -74,10 +74,9 @@ fn configuration_space_of_a_read_only_disk_has_no_write_limits() {
     // A disk too large to keep in memory: only its face is asked.
     let fake = FakeDisk {
         info,
-        event: EventFd::new(0).unwrap(),
         insides: Arc::default(),
     };
-    let block = Block::new(Box::new(fake));
+    let block = Block::new(Arc::new(fake), "fake");
     assert_eq!(config(&block, 0, 8), (u64::MAX / 512).to_le_bytes());
     assert_eq!(config(&block, 24, 4), [0, 0, 1, 0]);
     assert_eq!(config(&block, 36, 24), [0; 24]);

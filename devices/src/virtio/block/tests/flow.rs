@@ -298,7 +298,7 @@ fn other_queues_are_nobodys() {
     let mut bench = Bench::new(info());
     let mut worker = bench.worker();
     ask(&mut bench.driver, IN, 0, &[], 512);
-    let other = crate::virtio::QueueIndex(1);
+    let other = QueueIndex(1);
     bench.with_io(|io| worker.on_kick(other, io)).unwrap();
     assert_eq!(bench.ops(), []);
 }

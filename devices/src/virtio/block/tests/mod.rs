@@ -1,11 +1,13 @@
 //! The device as its driver meets it: real rings in fake memory, a fake disk behind.
 
+pub(super) mod bench;
 mod case;
 mod face;
 mod flow;
 mod malformed;
 mod odd;
 mod property;
+mod raw;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,13 +17,13 @@ use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Block;
-use super::disk::{Disk, DiskInfo, DiskOp, Progress, SECTOR, Tag};
-use super::worker::QUEUE;
+use super::disk::{Disk, DiskInfo, DiskLane, DiskOp, Progress, SECTOR, Tag};
 use crate::io::QueueIo;
 use crate::mem::{GuestMemory, GuestSlice};
 use crate::virtio::testing::{self, Descriptor, Driver};
-use crate::virtio::{DeviceFault, Features, QueueWorker, VirtioDevice};
+use crate::virtio::{DeviceFault, Features, QueueIndex, QueueWorker, VirtioDevice};
 
+const QUEUE: QueueIndex = QueueIndex(0);
 /// Sectors of the fake disk.
 const SECTORS: u64 = 128;
 /// Entries of the queue.
@@ -64,12 +66,19 @@ struct Insides {
     fail: Option<(usize, i32)>,
     /// Calls that waited.
     waits: usize,
+    /// Lanes that were opened.
+    lanes: usize,
 }
 
 /// A disk in memory that remembers what it was asked. Byte n is n / 512, in the lower eight bits.
 #[derive(Debug)]
 struct FakeDisk {
     info: DiskInfo,
+    insides: Arc<Mutex<Insides>>,
+}
+
+#[derive(Debug)]
+struct FakeLane {
     event: EventFd,
     insides: Arc<Mutex<Insides>>,
 }
@@ -85,7 +94,6 @@ impl FakeDisk {
         };
         Self {
             info,
-            event: EventFd::new(0).unwrap(),
             insides: Arc::new(Mutex::new(insides)),
         }
     }
@@ -106,10 +114,16 @@ impl Disk for FakeDisk {
         self.info
     }
 
-    fn id(&self) -> &str {
-        "fake"
+    fn lane(&self, _depth: u16) -> io::Result<Box<dyn DiskLane>> {
+        self.insides.lock().unwrap().lanes += 1;
+        Ok(Box::new(FakeLane {
+            event: EventFd::new(0).unwrap(),
+            insides: self.insides.clone(),
+        }))
     }
+}
 
+impl DiskLane for FakeLane {
     fn submit(&mut self, tag: Tag, op: DiskOp<'_>) -> Progress {
         let mut insides = self.insides.lock().unwrap();
         let bytes = &mut insides.bytes;
@@ -208,7 +222,7 @@ impl Bench {
         let driver = Driver::new(&memory, 0x1000, QUEUE_SIZE);
         Self {
             queues: [driver.queue()],
-            block: Block::new(Box::new(disk)),
+            block: Block::new(Arc::new(disk), "fake"),
             memory,
             driver,
             insides,
