@@ -24,11 +24,12 @@ use crate::catalog::{self, Controls};
 use crate::config::{DEFAULT_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console};
 use crate::error::{BuildError, VmError};
+use crate::events::EventSender;
 use crate::halt::HaltWatcher;
 use crate::kvm::vm::{KvmVm, refused};
 use crate::lifecycle::{Lifecycle, Machine, Vm};
 use crate::vcpu::thread::{Observed, VcpuThread};
-use crate::vcpu::{Buses, Cpus, kick};
+use crate::vcpu::{Buses, Cpus, ExitCounter, kick};
 
 /// Assembles a VM.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ pub struct VmBuilder {
     config: VmConfig,
     console: Console,
     devices: Vec<Box<dyn VirtioDevice>>,
+    events: Option<EventSender>,
 }
 
 impl VmBuilder {
@@ -46,6 +48,7 @@ impl VmBuilder {
             config,
             console: Console::none(),
             devices: Vec::new(),
+            events: None,
         }
     }
 
@@ -63,6 +66,13 @@ impl VmBuilder {
         self
     }
 
+    /// Where to tell what happens to the VM; see [`crate::events::channel`].
+    #[must_use]
+    pub fn events(mut self, events: EventSender) -> Self {
+        self.events = Some(events);
+        self
+    }
+
     /// Checks everything, loads the kernel, and assembles the machine. No vCPU runs yet.
     ///
     /// # Errors
@@ -72,6 +82,7 @@ impl VmBuilder {
             config,
             console,
             devices: own,
+            events,
         } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
@@ -100,6 +111,7 @@ impl VmBuilder {
             controls,
             io_threads: config.io_threads,
             console,
+            events,
         }
         .assemble()
     }
@@ -114,6 +126,7 @@ struct Assembly {
     controls: Controls,
     io_threads: u8,
     console: Console,
+    events: Option<EventSender>,
 }
 
 impl Assembly {
@@ -126,10 +139,12 @@ impl Assembly {
             controls,
             io_threads,
             console,
+            events,
         } = self;
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
-        let lifecycle = Arc::new(Lifecycle::new(memory.clone()).map_err(device("event"))?);
+        let notes = events.as_ref().map(EventSender::notes);
+        let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
         let io: Vec<IoThread> = (0..io_threads)
             .map(|number| spawn_io(number, &lifecycle))
             .collect::<Result<_, _>>()?;
@@ -137,7 +152,7 @@ impl Assembly {
 
         let mut pio = Bus::new();
         let AttachedConsole { port, input, guard } =
-            console.attach(kvm.line(layout::SERIAL_GSI)?)?;
+            console.attach(kvm.line(layout::SERIAL_GSI)?, events)?;
         pio.insert(layout::SERIAL_PORT.into(), serial::LEN, port)?;
         let power_button = Arc::new(PowerButton::new(kvm.line(layout::POWER_BUTTON_GSI)?));
         add_legacy(&mut pio, &lifecycle)?;
@@ -163,6 +178,7 @@ impl Assembly {
         }
         .create()?;
         let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
+        let exits: Arc<[Arc<ExitCounter>]> = cpus.iter().map(|_| Arc::default()).collect();
         let watcher = HaltWatcher::new(observed.clone(), lifecycle.clone());
         let [first, ..] = handles.as_slice() else {
             unreachable!("validated: at least one I/O thread")
@@ -176,12 +192,14 @@ impl Assembly {
         let vcpus = cpus
             .into_iter()
             .zip(observed)
-            .map(|(vcpu, observed)| VcpuThread {
+            .zip(exits.iter())
+            .map(|((vcpu, observed), exits)| VcpuThread {
                 vcpu,
                 buses: buses.clone(),
                 memory: memory.clone(),
                 lifecycle: lifecycle.clone(),
                 observed,
+                exits: exits.clone(),
             })
             .collect();
         let machine = Machine {
@@ -189,6 +207,7 @@ impl Assembly {
             controls: Arc::new(controls),
             console: Some(guard),
             power_button,
+            exits,
             lifecycle,
             _kvm: kvm,
         };

@@ -24,11 +24,12 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::catalog::Controls;
 use crate::console::{ConsoleGuard, FLUSH_LIMIT};
 use crate::error::VmError;
+use crate::events::{EventKind, EventNotes};
 use crate::halt::HaltWatch;
 use crate::kvm::vm::KvmVm;
-use crate::vcpu::after_reset;
 use crate::vcpu::kick::kick;
 use crate::vcpu::thread::VcpuThread;
+use crate::vcpu::{ExitCounter, ExitCounts, after_reset};
 
 /// How a VM ended by itself, or was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub(crate) struct Lifecycle {
     vcpus: Mutex<Vec<JoinHandle<()>>>,
     memory: GuestMemory,
     watch: HaltWatch,
+    /// Whoever follows the VM.
+    notes: Option<EventNotes>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Lifecycle {
-    pub fn new(memory: GuestMemory) -> std::io::Result<Self> {
+    pub fn new(memory: GuestMemory, notes: Option<EventNotes>) -> std::io::Result<Self> {
         Ok(Self {
             over: AtomicBool::new(false),
             outcome: Mutex::new(None),
@@ -85,6 +88,7 @@ impl Lifecycle {
             vcpus: Mutex::new(Vec::new()),
             memory,
             watch: HaltWatch::new()?,
+            notes,
         })
     }
 
@@ -103,9 +107,17 @@ impl Lifecycle {
             *first = Some(outcome);
             self.over.store(true, Ordering::Release);
         }
+        self.note(EventKind::Ended);
         self.kick();
         // An eventfd written once cannot be full.
         let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+    }
+
+    /// Tells whoever follows the VM.
+    fn note(&self, kind: EventKind) {
+        if let Some(notes) = &self.notes {
+            notes.send(kind);
+        }
     }
 
     /// Makes every vCPU leave the guest.
@@ -147,6 +159,7 @@ pub(crate) struct Machine {
     pub controls: Arc<Controls>,
     pub console: Option<ConsoleGuard>,
     pub power_button: Arc<PowerButton>,
+    pub exits: Arc<[Arc<ExitCounter>]>,
     pub lifecycle: Arc<Lifecycle>,
     pub _kvm: KvmVm,
 }
@@ -166,6 +179,10 @@ impl Vm {
                 let lifecycle = vcpu.lifecycle.clone();
                 let body = move || {
                     let guard = EndOnPanic(lifecycle);
+                    // The others wait until it starts them.
+                    if id == 0 {
+                        guard.0.note(EventKind::Started);
+                    }
                     vcpu.run();
                     drop(guard);
                 };
@@ -209,6 +226,7 @@ impl Running {
             lifecycle: self.machine.lifecycle.clone(),
             power_button: self.machine.power_button.clone(),
             controls: self.machine.controls.clone(),
+            exits: self.machine.exits.clone(),
         }
     }
 
@@ -243,6 +261,9 @@ impl Running {
             let _ = thread.join();
         }
         machine.io.clear();
+        if let Some(notes) = &machine.lifecycle.notes {
+            notes.unbound();
+        }
         if let Some(console) = machine.console.take() {
             console.close(FLUSH_LIMIT);
         }
@@ -269,6 +290,7 @@ pub struct VmHandle {
     lifecycle: Arc<Lifecycle>,
     power_button: Arc<PowerButton>,
     controls: Arc<Controls>,
+    exits: Arc<[Arc<ExitCounter>]>,
 }
 
 impl VmHandle {
@@ -283,6 +305,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&BalloonControl> {
         self.controls.balloon.as_ref()
+    }
+
+    /// How often the vCPUs have left the guest so far.
+    #[must_use]
+    pub fn exits(&self) -> ExitCounts {
+        ExitCounts::sum(self.exits.iter().map(|counter| &**counter))
     }
 
     /// Ends the VM now, whatever the guest does.

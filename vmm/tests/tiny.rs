@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use vmm::config::{DiskConfig, MemorySize, VmConfig};
 use vmm::console::Console;
+use vmm::events::{self, Event, EventKind};
 use vmm::{ExitReason, Running, VmBuilder, VmError};
 
 /// Tests run one at a time: one of them counts this process's descriptors and threads.
@@ -151,6 +152,64 @@ fn two_vms_live_in_one_process() {
     assert_eq!(first.wait().unwrap().reason, ExitReason::Stopped);
     stopper.join().unwrap();
     assert!(matches!(first_said.text().as_str(), "" | "h" | "hi"));
+}
+
+#[test]
+fn events_tell_the_start_the_console_and_the_end() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    if !has_kvm() {
+        return;
+    }
+    let kernel = file(&guest::elf(guest::GREET_AND_POWER_OFF));
+    let (sender, events) = events::channel().unwrap();
+    // Without a console, and taken only when all is over: nothing waits for anybody.
+    let vm = VmBuilder::new(config(kernel.path()))
+        .events(sender)
+        .build()
+        .unwrap();
+    let running = vm.run().unwrap();
+    let handle = running.handle();
+    assert_eq!(running.wait().unwrap().reason, ExitReason::PoweredOff);
+    let events: Vec<Event> = events.collect();
+    assert!(events.is_sorted_by_key(|event| event.at), "{events:?}");
+    let (mut texts, mut states) = (Vec::new(), Vec::new());
+    for event in events {
+        match event.kind {
+            EventKind::Line(text) => texts.push(text),
+            EventKind::Unfinished(text) => assert!("hi".starts_with(&text), "{text}"),
+            state => states.push(state),
+        }
+    }
+    assert_eq!(states, [EventKind::Started, EventKind::Ended]);
+    assert_eq!(texts, ["hi"]);
+    let exits = handle.exits();
+    assert_eq!(
+        (exits.port_writes, exits.port_reads, exits.mmio_writes),
+        (3, 0, 0)
+    );
+}
+
+#[test]
+fn events_that_nobody_takes_hold_nobody_up() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    if !has_kvm() {
+        return;
+    }
+    let kernel = file(&guest::elf(guest::GREET_AND_POWER_OFF));
+    let (sender, events) = events::channel().unwrap();
+    drop(events);
+    let said = Said::default();
+    let console = Console::from_parts(None, Box::new(said.clone()));
+    let vm = VmBuilder::new(config(kernel.path()))
+        .console(console)
+        .events(sender)
+        .build()
+        .unwrap();
+    assert_eq!(
+        vm.run().unwrap().wait().unwrap().reason,
+        ExitReason::PoweredOff
+    );
+    assert_eq!(said.text(), "hi");
 }
 
 /// Descriptors and threads of this process.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::eventfd::Event;
+use crate::flag::Flag;
 
 /// What became of offered bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) trait Consumer: Send {
     fn offer(&mut self, bytes: &[u8]) -> io::Result<Offer>;
 
     /// Waits until an offer may fare better than the last one, or `cancel` is raised. May return early.
-    fn wait(&mut self, cancel: &Event);
+    fn wait(&mut self, cancel: &Flag);
 }
 
 /// What a consumer is worth waiting for.
@@ -56,7 +56,7 @@ const RETRY: Timespec = Timespec {
 };
 
 /// Waits for any of `fds` or `cancel`. A failing poll counts as an event: the next offer tells why.
-pub(super) fn wait_any(fds: &[(BorrowedFd<'_>, PollFlags)], cancel: &Event) {
+pub(super) fn wait_any(fds: &[(BorrowedFd<'_>, PollFlags)], cancel: &Flag) {
     let mut polled = vec![PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
     polled.extend(
         fds.iter()
@@ -66,7 +66,7 @@ pub(super) fn wait_any(fds: &[(BorrowedFd<'_>, PollFlags)], cancel: &Event) {
 }
 
 /// Waits a moment, or for `cancel`.
-fn pause(cancel: &Event) {
+fn pause(cancel: &Flag) {
     let mut polled = [PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
     let _ = poll(&mut polled, Some(&RETRY));
 }
@@ -110,7 +110,7 @@ impl Consumer for Descriptor {
         }
     }
 
-    fn wait(&mut self, cancel: &Event) {
+    fn wait(&mut self, cancel: &Flag) {
         if self.contrary {
             pause(cancel);
         } else {
@@ -141,7 +141,7 @@ impl Consumer for Custom {
         }
     }
 
-    fn wait(&mut self, cancel: &Event) {
+    fn wait(&mut self, cancel: &Flag) {
         pause(cancel);
     }
 }
@@ -167,7 +167,7 @@ mod tests {
         let (_reader, writer) = io::pipe().unwrap();
         let mut consumer = Descriptor::new(writer.into());
         while consumer.offer(&[0; 4096]).unwrap() != Offer::Busy {}
-        let cancel = Event::new().unwrap();
+        let cancel = Flag::new().unwrap();
         cancel.raise();
         consumer.wait(&cancel);
     }
@@ -190,7 +190,7 @@ mod tests {
         }
         let mut consumer = Custom(Box::new(Fussy(false, Vec::new())));
         assert_eq!(consumer.offer(b"x").unwrap(), Offer::Busy);
-        consumer.wait(&Event::new().unwrap());
+        consumer.wait(&Flag::new().unwrap());
         let error = consumer.offer(b"x").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     }

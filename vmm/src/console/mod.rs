@@ -6,17 +6,18 @@
 //! which flushes and ends the console when the VM has ended.
 //!
 //! ```text
-//! vCPU threads ─► SerialPort ─► ring ─► writer thread ─► file, terminal, pipe, client
-//!                     ▲
+//! vCPU threads ─► SerialPort ─┬► ring ─► writer thread ─► file, terminal, pipe, client
+//!                     ▲       └► ring ─► tap thread ─► lines, for whoever takes the VM's events
 //! I/O thread ─────────┘◄─ filter ◄───────────────────── terminal, pipe, client
 //! ```
 
 mod config;
 mod consumer;
 mod error;
-mod eventfd;
+mod lines;
 mod pty;
 mod sink;
+mod tap;
 mod unix;
 
 use std::fmt;
@@ -25,7 +26,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::irq::IrqLine;
 pub use devices::legacy::serial::InputFilter;
@@ -38,8 +39,10 @@ pub use self::config::{ConsoleConfig, ConsoleConfigError};
 use self::consumer::{Consumer, Custom, Descriptor, Policy};
 pub use self::error::ConsoleError;
 use self::pty::Pty;
-use self::sink::Sink;
+use self::sink::{Sink, SinkWriter};
+use self::tap::Tap;
 use self::unix::{Slot, SocketInput, SocketOutput};
+use crate::events::EventSender;
 use crate::socket::{self, SocketFile};
 
 /// How long the end of a VM waits for the reader of its console, unless told otherwise.
@@ -157,21 +160,32 @@ impl Console {
     }
 
     /// Puts a serial port that interrupts on `line` in front of this console, and starts its writer
-    /// thread.
+    /// thread. What the guest prints also goes to `events`, line by line.
     ///
     /// # Errors
     /// Fails if the host has no eventfd or thread left.
-    pub fn attach(self, line: Arc<dyn IrqLine>) -> Result<AttachedConsole, ConsoleError> {
-        let sink = self
-            .output
-            .map(|output| Sink::start(output.consumer, output.policy, output.name))
-            .transpose()
-            .map_err(ConsoleError::Start)?;
-        let output: Box<dyn Write + Send> = match &sink {
-            Some(sink) => Box::new(sink.writer()),
-            None => Box::new(io::sink()),
-        };
-        let port = Arc::new(SerialPort::new(line, output).map_err(ConsoleError::Start)?);
+    pub fn attach(
+        self,
+        line: Arc<dyn IrqLine>,
+        events: Option<EventSender>,
+    ) -> Result<AttachedConsole, ConsoleError> {
+        let mut sinks = Vec::with_capacity(2);
+        if let Some(Output {
+            consumer,
+            policy,
+            name,
+        }) = self.output
+        {
+            sinks
+                .push(Sink::start("console", consumer, policy, name).map_err(ConsoleError::Start)?);
+        }
+        if let Some(events) = events {
+            let tap = Box::new(Tap::new(events));
+            let name = "the VM's events".to_owned();
+            sinks.push(Sink::start("tap", tap, tap::POLICY, name).map_err(ConsoleError::Start)?);
+        }
+        let writer = Writers(sinks.iter().map(Sink::writer).collect());
+        let port = Arc::new(SerialPort::new(line, Box::new(writer)).map_err(ConsoleError::Start)?);
         let queue = InputQueue::new(Arc::clone(&port), self.filter);
         let input: Option<Box<dyn MutEventSubscriber + Send>> = match self.input {
             Input::Nowhere => None,
@@ -184,7 +198,7 @@ impl Console {
             port,
             input,
             guard: ConsoleGuard {
-                sink,
+                sinks,
                 keep: self.keep,
             },
         })
@@ -279,6 +293,22 @@ impl Console {
     }
 }
 
+/// Where the port's output goes: nowhere, to the console, to the tap, or to both.
+struct Writers(Vec<SinkWriter>);
+
+impl Write for Writers {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for writer in &mut self.0 {
+            writer.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A console in front of a guest, for its three owners.
 pub struct AttachedConsole {
     /// For the bus.
@@ -304,7 +334,7 @@ impl fmt::Debug for AttachedConsole {
 /// Dropping it closes it with [`FLUSH_LIMIT`].
 #[derive(Debug)]
 pub struct ConsoleGuard {
-    sink: Option<Sink>,
+    sinks: Vec<Sink>,
     keep: Keep,
 }
 
@@ -312,9 +342,7 @@ impl ConsoleGuard {
     /// Lets go of any vCPU that waits for the console's reader, and makes none wait from now on. To be
     /// called before vCPU threads are stopped and joined; what they have said is not lost by it.
     pub fn release_vcpus(&self) {
-        if let Some(sink) = &self.sink {
-            sink.release();
-        }
+        self.sinks.iter().for_each(Sink::release);
     }
 
     /// Gives the reader up to `limit` to take what is there, then lets go. The writer thread is left
@@ -325,10 +353,14 @@ impl ConsoleGuard {
     }
 
     fn end(&mut self, limit: Duration) {
-        let Some(mut sink) = self.sink.take() else {
+        let sinks = std::mem::take(&mut self.sinks);
+        if sinks.is_empty() {
             return;
-        };
-        sink.close(limit);
+        }
+        let start = Instant::now();
+        for mut sink in sinks {
+            sink.close(limit.saturating_sub(start.elapsed()));
+        }
         if let Keep::Slave(slave) = &self.keep {
             slave.part();
         }

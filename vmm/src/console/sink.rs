@@ -24,7 +24,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::consumer::{Consumer, Offer, Policy};
-use super::eventfd::Event;
+use crate::flag::Flag;
 
 /// Most that is offered to a consumer at once. A pipe that polls as writable takes it without blocking
 /// (it is below PIPE_BUF), and a terminal on a 9600 baud line needs about a second for it, so that its
@@ -82,7 +82,7 @@ struct Shared {
     /// Wakes everybody else: the consumer took something, or the state changed.
     change: Condvar,
     /// Wakes the writer thread out of a consumer's wait.
-    cancel: Event,
+    cancel: Flag,
     policy: Policy,
     /// What the log calls the consumer.
     name: String,
@@ -279,8 +279,9 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// Starts the writer thread. `name` is what the log calls the consumer.
+    /// Starts a writer thread called `thread`. `name` is what the log calls the consumer.
     pub(super) fn start(
+        thread: &str,
         mut consumer: Box<dyn Consumer>,
         policy: Policy,
         name: String,
@@ -303,13 +304,13 @@ impl Sink {
             }),
             work: Condvar::new(),
             change: Condvar::new(),
-            cancel: Event::new()?,
+            cancel: Flag::new()?,
             policy,
             name,
         });
         let mark = MarkGone(Arc::clone(&shared));
         let thread = thread::Builder::new()
-            .name("console".to_owned())
+            .name(thread.to_owned())
             .spawn(move || {
                 let mark = mark;
                 mark.0.run(consumer.as_mut());

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::events::{self, EventKind};
 
 mod socket;
 
@@ -31,8 +32,12 @@ struct Machine {
 
 impl Machine {
     fn new(console: Console) -> Self {
+        Self::followed(console, None)
+    }
+
+    fn followed(console: Console, events: Option<EventSender>) -> Self {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let AttachedConsole { port, input, guard } = console.attach(line).unwrap();
+        let AttachedConsole { port, input, guard } = console.attach(line, events).unwrap();
         let mut events = Loop::new().unwrap();
         if let Some(input) = input {
             events.add_subscriber(input);
@@ -246,4 +251,31 @@ fn a_pty_that_nobody_reads_does_not_stop_the_guest() {
     });
     assert!(reading.join().unwrap() < 200_000);
     machine.end();
+}
+
+#[test]
+fn whoever_follows_the_events_gets_every_line_also_where_the_console_has_no_reader() {
+    let dir = dir();
+    let console = Console::open(&ConsoleConfig::Unix(dir.path().join("socket"))).unwrap();
+    let (sender, events) = events::channel().unwrap();
+    let machine = Machine::followed(console, Some(sender));
+    let follower = thread::spawn(move || {
+        events
+            .filter_map(|event| match event.kind {
+                EventKind::Line(text) => Some(text),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    });
+    // Far more than the rings and the queue hold.
+    let count = 50_000;
+    for number in 0..count {
+        machine.print(format!("{number}\r\n").as_bytes());
+    }
+    machine.print(b"the end");
+    machine.end();
+    let lines = follower.join().unwrap();
+    assert_eq!(lines.len(), count + 1);
+    assert!((0..count).all(|number| lines[number] == number.to_string()));
+    assert_eq!(lines[count], "the end");
 }

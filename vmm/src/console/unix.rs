@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};
 
 use super::consumer::{Consumer, Offer, Policy, wait_any};
-use super::eventfd::Event;
+use crate::flag::Flag;
 
 /// The sink's treatment of a client that may not be there. One that is there gets everything, as long
 /// as it takes something now and then.
@@ -34,14 +34,14 @@ const IN_USE: &[u8] = b"mvm: this console is in use by another client\r\n";
 pub(super) struct Slot {
     /// Two owners: the I/O thread puts a client here and takes it away, the writer thread looks.
     client: Mutex<Option<Arc<UnixStream>>>,
-    changed: Event,
+    changed: Flag,
 }
 
 impl Slot {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             client: Mutex::new(None),
-            changed: Event::new()?,
+            changed: Flag::new()?,
         })
     }
 
@@ -88,7 +88,7 @@ impl Consumer for SocketOutput {
         }
     }
 
-    fn wait(&mut self, cancel: &Event) {
+    fn wait(&mut self, cancel: &Flag) {
         let client = self.0.get();
         let mut fds = vec![(self.0.changed.as_fd(), PollFlags::IN)];
         if let Some(client) = &client {

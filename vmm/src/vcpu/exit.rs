@@ -12,6 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::count::ExitKind;
 use crate::error::VmError;
 use crate::lifecycle::{ExitReason, Outcome};
 
@@ -40,7 +41,7 @@ impl fmt::Display for EmulationFailure {
 #[derive(Debug)]
 pub(crate) enum Next {
     /// The guest did something that was dealt with.
-    Served,
+    Served(ExitKind),
     /// A signal, or KVM asked to be called again.
     Again,
     /// The VM is over.
@@ -71,34 +72,31 @@ fn serve(exit: VcpuExit<'_>, buses: &Buses, memory: &GuestMemory) -> Next {
     match exit {
         VcpuExit::IoOut(port, data) => {
             buses.pio.write(port.into(), data);
+            Next::Served(ExitKind::PortWrite)
         }
         VcpuExit::IoIn(port, data) => {
             buses.pio.read(port.into(), data);
+            Next::Served(ExitKind::PortRead)
         }
         VcpuExit::MmioWrite(address, data) => {
             buses.mmio.write(address, data);
+            Next::Served(ExitKind::MmioWrite)
         }
         VcpuExit::MmioRead(address, data) => {
             buses.mmio.read(address, data);
+            Next::Served(ExitKind::MmioRead)
         }
-        VcpuExit::Shutdown => return Next::End(Ok(after_triple_fault(memory))),
+        VcpuExit::Shutdown => Next::End(Ok(after_triple_fault(memory))),
         VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => {
-            return Next::End(Ok(ExitReason::PoweredOff));
+            Next::End(Ok(ExitReason::PoweredOff))
         }
-        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => {
-            return Next::End(Ok(after_reset(memory)));
-        }
-        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => {
-            return Next::End(Ok(ExitReason::Panicked));
-        }
-        VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => return Next::Again,
-        VcpuExit::FailEntry(reason, cpu) => {
-            return Next::End(Err(VmError::Entry { reason, cpu }));
-        }
-        VcpuExit::InternalError => return Next::InternalError,
-        other => return Next::End(Err(VmError::UnexpectedExit(format!("{other:?}")))),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Next::End(Ok(after_reset(memory))),
+        VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Next::End(Ok(ExitReason::Panicked)),
+        VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => Next::Again,
+        VcpuExit::FailEntry(reason, cpu) => Next::End(Err(VmError::Entry { reason, cpu })),
+        VcpuExit::InternalError => Next::InternalError,
+        other => Next::End(Err(VmError::UnexpectedExit(format!("{other:?}")))),
     }
-    Next::Served
 }
 
 /// An orderly request to reset: by a panic if Linux left its mark, else a reboot.

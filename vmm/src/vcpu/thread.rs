@@ -7,6 +7,7 @@ use devices::mem::GuestMemory;
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED};
 use kvm_ioctls::VcpuFd;
 
+use super::count::{ExitCounter, ExitKind};
 use super::exit::{Buses, Next, internal_error, run_once};
 use super::kick::Attached;
 use crate::lifecycle::Lifecycle;
@@ -82,6 +83,8 @@ pub(crate) struct VcpuThread {
     pub lifecycle: Arc<Lifecycle>,
     /// What it shows the halt watch.
     pub observed: Arc<Observed>,
+    /// What it tells of its exits.
+    pub exits: Arc<ExitCounter>,
 }
 
 impl VcpuThread {
@@ -90,8 +93,12 @@ impl VcpuThread {
         let _attached = Attached::new(&mut self.vcpu);
         while !self.lifecycle.is_over() {
             match run_once(&mut self.vcpu, &self.buses, &self.memory) {
-                Next::Served => self.lifecycle.watch().note_exit(),
+                Next::Served(kind) => {
+                    self.exits.count(kind);
+                    self.lifecycle.watch().note_exit();
+                }
                 Next::Again => {
+                    self.exits.count(ExitKind::Interrupted);
                     self.vcpu.set_kvm_immediate_exit(0);
                     self.observed.answer(&self.vcpu);
                 }

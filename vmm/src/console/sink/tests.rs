@@ -24,7 +24,13 @@ fn policy(patience: Duration) -> Policy {
 }
 
 fn start(consumer: impl Consumer + 'static, patience: Duration) -> Sink {
-    Sink::start(Box::new(consumer), policy(patience), "a test".to_owned()).unwrap()
+    Sink::start(
+        "console",
+        Box::new(consumer),
+        policy(patience),
+        "a test".to_owned(),
+    )
+    .unwrap()
 }
 
 fn pipe() -> (PipeReader, Descriptor) {
@@ -230,7 +236,7 @@ fn a_writer_that_panics_or_takes_nothing_is_let_go() {
 
 /// Nobody, until the bell rings.
 struct Late {
-    bell: Arc<Event>,
+    bell: Arc<Flag>,
     got: Arc<Mutex<Vec<u8>>>,
     came: bool,
 }
@@ -243,7 +249,7 @@ impl Consumer for Late {
         self.got.lock().unwrap().extend(bytes);
         Ok(Offer::Took(bytes.len()))
     }
-    fn wait(&mut self, cancel: &Event) {
+    fn wait(&mut self, cancel: &Flag) {
         use std::os::fd::AsFd;
         let bell = (self.bell.as_fd(), rustix::event::PollFlags::IN);
         super::super::consumer::wait_any(&[bell], cancel);
@@ -253,7 +259,7 @@ impl Consumer for Late {
 
 #[test]
 fn who_comes_late_gets_the_latest() {
-    let (bell, got) = (Arc::new(Event::new().unwrap()), Arc::default());
+    let (bell, got) = (Arc::new(Flag::new().unwrap()), Arc::default());
     let late = Late {
         bell: Arc::clone(&bell),
         got: Arc::clone(&got),
@@ -282,14 +288,14 @@ fn nobody_delays_the_end_where_nobody_is_expected() {
         let (_reader, stopped) = pipe();
         let consumer: Box<dyn Consumer> = if patience == NEVER {
             Box::new(Late {
-                bell: Arc::new(Event::new().unwrap()),
+                bell: Arc::new(Flag::new().unwrap()),
                 got: Arc::default(),
                 came: false,
             })
         } else {
             Box::new(stopped)
         };
-        let mut sink = Sink::start(consumer, policy, "a test".to_owned()).unwrap();
+        let mut sink = Sink::start("console", consumer, policy, "a test".to_owned()).unwrap();
         print(&sink, &pattern(8000));
         let begin = Instant::now();
         sink.close(NEVER);
@@ -316,7 +322,7 @@ fn bytes_go_out_in_batches_and_the_ring_shrinks_again() {
         ..policy(NEVER)
     };
     let consumer = Box::new(Custom(Box::new(Counts(sender))));
-    let mut sink = Sink::start(consumer, big, "a test".to_owned()).unwrap();
+    let mut sink = Sink::start("console", consumer, big, "a test".to_owned()).unwrap();
     assert_eq!(sink.shared.lock().ring.capacity(), 0);
     print(&sink, &pattern(200_000));
     eventually(|| {

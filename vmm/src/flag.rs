@@ -7,34 +7,34 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// A flag to raise, poll and lower, from any thread.
 #[derive(Debug)]
-pub(super) struct Event(OwnedFd);
+pub(crate) struct Flag(OwnedFd);
 
-impl Event {
-    pub(super) fn new() -> io::Result<Self> {
+impl Flag {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?))
     }
 
-    pub(super) fn raise(&self) {
+    pub(crate) fn raise(&self) {
         // It can fail only by its counter being saturated, when it is raised anyway.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    pub(super) fn lower(&self) {
+    pub(crate) fn lower(&self) {
         // It fails if it is not raised.
         let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
-impl AsFd for Event {
+impl AsFd for Flag {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl AsRawFd for Event {
+impl AsRawFd for Flag {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
