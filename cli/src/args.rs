@@ -35,7 +35,7 @@ pub struct CommandLine {
     ///
     /// A key is the name of an option without its dashes: `kernel = "vmlinux"`, `no-acpi = true`,
     /// `disk = ["a.img", "b.img,ro"]`. Paths are relative to the file. An option on the command line
-    /// wins over the file; `--disk` replaces the file's disks.
+    /// wins over the file; a repeatable one, such as `--disk`, replaces the file's list.
     #[arg(long, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
 }
@@ -65,6 +65,7 @@ Examples:
   mvm --kernel vmlinuz --initrd initrd.img --rootfs img.ext4 --cpus 2 --mem 1G
   mvm --kernel vmlinux --rootfs img.ext4,ro --disk data.img,serial=data --disk 'a,,b.img,ro'
   mvm --kernel vmlinux --rootfs img.ext4 --console file=boot.log --timeout 2m
+  mvm --kernel vmlinuz --initrd initrd.img --expect 'login: ' --kernel-errors fatal --timeout 60s
   mvm --config vm.toml --mem 4G
 
 At the terminal (where the console is stdio and standard input is a terminal):
@@ -77,7 +78,9 @@ Signals:
   SIGHUP, SIGQUIT   end the VM
 
 Exit status:
-  0      the guest powered off, rebooted or halted, or Ctrl-A x ended it
+  0      every --expect matched; or without one, the guest powered off, rebooted or halted, or
+         Ctrl-A x ended it
+  122    an --expect did not match before the guest ended, or a --fail-on matched
   123    the guest panicked or triple-faulted
   124    --timeout ran out
   125    mvm itself failed: arguments, files, KVM
@@ -234,7 +237,7 @@ mod tests {
             let option = format!("--{}", command.get_long().unwrap());
             assert!(help.contains(&option), "{option}");
         }
-        for status in ["123", "124", "125", "128+N", "Ctrl-A x"] {
+        for status in ["122", "123", "124", "125", "128+N", "Ctrl-A x"] {
             assert!(help.contains(status), "{status}");
         }
     }

@@ -18,6 +18,7 @@ use vmm::config::{
 use vmm::console::ConsoleConfig;
 
 use crate::duration::Limit;
+use crate::watch::{KernelErrors, Pattern, Wanted};
 pub use file::FileError;
 
 /// Everything that can be set, none of it required yet.
@@ -102,6 +103,32 @@ pub struct Settings {
     /// End the VM after this time, such as 500ms, 60s, 2m or 1h
     #[arg(long, value_name = "DURATION", help_heading = "Running")]
     pub timeout: Option<Limit>,
+    /// Succeed once a console line matches this regular expression; repeatable
+    ///
+    /// When each --expect has matched some line, in any order, the VM is ended with status 0. A guest
+    /// that ends by itself before that has status 122. A line counts as soon as it matches, which for a
+    /// prompt is before it ends; `$` matches a prompt that has stood for a moment. Colours and other
+    /// escape sequences are left out. Example: `--expect 'login: $'`.
+    #[arg(long, value_name = "REGEX", help_heading = "Testing")]
+    pub expect: Vec<Pattern>,
+    /// Fail as soon as a console line matches this regular expression; repeatable
+    ///
+    /// The VM is ended with status 122. Of two lines the first decides; on one line --fail-on wins.
+    /// Example: `--fail-on 'segfault at' --fail-on '^FAIL'`.
+    #[arg(long, value_name = "REGEX", help_heading = "Testing")]
+    pub fail_on: Vec<Pattern>,
+    /// What to make of a panic, oops, BUG, hung task, KASAN report or RCU stall on the console
+    ///
+    /// `fatal` ends the VM when the kernel's report is complete, with status 122, or 123 for a panic;
+    /// `report` tells of it at the end; `ignore` does not look. The default is `report` where the
+    /// console is looked at for something else too, and else `ignore`.
+    #[arg(
+        long,
+        value_name = "fatal|report|ignore",
+        hide_possible_values = true,
+        help_heading = "Testing"
+    )]
+    pub kernel_errors: Option<KernelErrors>,
     /// How much mvm logs [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = "Running")]
     pub log_level: Option<LogLevel>,
@@ -171,6 +198,8 @@ pub struct Run {
     pub console: ConsoleConfig,
     /// When it is ended.
     pub timeout: Option<Limit>,
+    /// What its console is looked at for.
+    pub wanted: Wanted,
     /// What is logged.
     pub log_level: LevelFilter,
     /// Where to, other than standard error.
@@ -201,6 +230,11 @@ impl Settings {
             vm,
             console: settings.console.unwrap_or_default(),
             timeout: settings.timeout,
+            wanted: Wanted {
+                expect: settings.expect,
+                fail_on: settings.fail_on,
+                kernel_errors: settings.kernel_errors,
+            },
             log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
             log_file: settings.log_file,
         })
@@ -224,6 +258,9 @@ impl Settings {
             balloon,
             console,
             timeout,
+            expect,
+            fail_on,
+            kernel_errors,
             log_level,
             log_file,
         } = self;
@@ -237,11 +274,14 @@ impl Settings {
             io_threads: io_threads.or(other.io_threads),
             no_acpi: no_acpi || other.no_acpi,
             rootfs: rootfs.or(other.rootfs),
-            disks: if disks.is_empty() { other.disks } else { disks },
             rng: rng.or(other.rng),
             balloon: balloon.or(other.balloon),
+            disks: some_or(disks, other.disks),
             console: console.or(other.console),
             timeout: timeout.or(other.timeout),
+            expect: some_or(expect, other.expect),
+            fail_on: some_or(fail_on, other.fail_on),
+            kernel_errors: kernel_errors.or(other.kernel_errors),
             log_level: log_level.or(other.log_level),
             log_file: log_file.or(other.log_file),
         }
@@ -263,6 +303,11 @@ impl Settings {
             }
         }
     }
+}
+
+/// A repeatable option replaces the file's list.
+fn some_or<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
+    if flags.is_empty() { file } else { flags }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod run;
 mod signals;
 mod status;
 mod terminal;
+mod watch;
 
 use std::env;
 use std::error::Error;

@@ -1,11 +1,18 @@
 //! How a VM comes to its end: what each event asks for, and the exit status of how it went.
 //!
-//! Pure, so that every order of signals, keys and clocks can be tested; [`crate::run`] does what it says.
+//! Pure, so that every order of signals, keys, clocks and console lines can be tested; [`crate::run`]
+//! does what it says.
+//!
+//! What counts, in this order: what the console settled, by its first line that did; a crash of the
+//! guest; what stopped the VM from outside; and for a guest that ended by itself, whether everything
+//! expected had come by then. What the guest had printed when it ended is read to the end first, so the
+//! status does not depend on who was faster.
 
 use vmm::ExitReason;
 
 use crate::signals::Number;
 use crate::status;
+use crate::watch::{Verdict, Watch};
 
 /// Something that bears on the VM's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +25,8 @@ pub enum Event {
     Key,
     /// `--timeout` ran out.
     Deadline,
+    /// The console settled the matter.
+    Verdict(Verdict),
 }
 
 /// What to do about it.
@@ -31,6 +40,31 @@ pub enum Step {
     Abandon,
     /// It is on its way already.
     Nothing,
+}
+
+/// How it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The exit status.
+    pub status: u8,
+    /// What to say where that is not plain.
+    pub message: Option<String>,
+}
+
+impl Outcome {
+    fn plain() -> Self {
+        Self {
+            status: 0,
+            message: None,
+        }
+    }
+
+    fn new(status: u8, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: Some(message.into()),
+        }
+    }
 }
 
 /// What has been asked so far.
@@ -56,7 +90,7 @@ impl Policy {
     pub fn on(&mut self, event: Event) -> Step {
         match (self.cause, event) {
             (Some(_), Event::Ask(_) | Event::End(_)) => Step::Abandon,
-            (Some(_), Event::Key | Event::Deadline) => Step::Nothing,
+            (Some(_), Event::Key | Event::Deadline | Event::Verdict(_)) => Step::Nothing,
             (None, Event::Ask(_)) if self.has_power_button && !self.asked => {
                 self.asked = true;
                 Step::PressPowerButton
@@ -68,44 +102,74 @@ impl Policy {
         }
     }
 
-    /// The exit status, and what to say where it is not plain.
-    pub fn outcome(&self, reason: ExitReason) -> (u8, Option<String>) {
-        match reason {
-            ExitReason::PoweredOff | ExitReason::Rebooted | ExitReason::Halted => (0, None),
-            ExitReason::Panicked => {
-                let message = "the guest's kernel panicked";
-                (status::GUEST_CRASHED, Some(message.to_owned()))
+    /// How it went, by the way the VM ended and what its console showed.
+    pub fn outcome(&self, reason: ExitReason, watch: Option<&Watch>) -> Outcome {
+        let failure = watch.and_then(Watch::failure).unwrap_or_default();
+        let unmet = watch.and_then(Watch::unmet);
+        match (self.cause, reason) {
+            (Some(Event::Verdict(Verdict::Failed)), _) => {
+                Outcome::new(status::EXPECTATION_FAILED, failure)
             }
-            ExitReason::TripleFault => {
-                let message = "the guest triple-faulted: a CPU met a fault while handling a fault";
-                (status::GUEST_CRASHED, Some(message.to_owned()))
+            (Some(Event::Verdict(Verdict::Met)), _) => Outcome::plain(),
+            (Some(Event::Verdict(Verdict::Crashed)), _) => {
+                Outcome::new(status::GUEST_CRASHED, failure)
             }
-            ExitReason::Stopped => self.stopped(),
+            (_, ExitReason::Panicked) => {
+                Outcome::new(status::GUEST_CRASHED, "the guest's kernel panicked")
+            }
+            (_, ExitReason::TripleFault) => Outcome::new(
+                status::GUEST_CRASHED,
+                "the guest triple-faulted: a CPU met a fault while handling a fault",
+            ),
+            (cause, ExitReason::Stopped) => stopped(cause, unmet),
+            (_, ExitReason::PoweredOff) => by_itself("powered off", unmet),
+            (_, ExitReason::Rebooted) => by_itself("rebooted", unmet),
+            (_, ExitReason::Halted) => by_itself("halted", unmet),
         }
     }
+}
 
-    fn stopped(&self) -> (u8, Option<String>) {
-        match self.cause {
-            Some(Event::Ask(signal) | Event::End(signal)) => {
-                let message = format!("the VM was ended by {}", signal.name());
-                (signal.status(), Some(message))
-            }
-            Some(Event::Deadline) => {
-                let message = "the VM was ended: --timeout ran out";
-                (status::TIMED_OUT, Some(message.to_owned()))
-            }
-            Some(Event::Key) | None => (0, Some("the VM was ended".to_owned())),
-        }
+/// The VM was stopped from outside.
+fn stopped(cause: Option<Event>, unmet: Option<String>) -> Outcome {
+    let but = |unmet: Option<String>| unmet.map_or_else(String::new, |it| format!("; {it}"));
+    match cause {
+        Some(Event::Ask(signal) | Event::End(signal)) => Outcome::new(
+            signal.status(),
+            format!("the VM was ended by {}", signal.name()),
+        ),
+        Some(Event::Deadline) => Outcome::new(
+            status::TIMED_OUT,
+            format!("the VM was ended: --timeout ran out{}", but(unmet)),
+        ),
+        _ => Outcome::new(
+            unmet.as_ref().map_or(0, |_| status::EXPECTATION_FAILED),
+            format!("the VM was ended{}", but(unmet)),
+        ),
     }
+}
+
+/// The guest ended by itself.
+fn by_itself(how: &str, unmet: Option<String>) -> Outcome {
+    unmet.map_or_else(Outcome::plain, |unmet| {
+        let message = format!("the guest {how}, and {unmet}");
+        Outcome::new(status::EXPECTATION_FAILED, message)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::Wanted;
+    use std::time::Instant;
+    use vmm::events::EventKind;
 
     const TERM: Number = Number(15);
     const INT: Number = Number(2);
     const HUP: Number = Number(1);
+
+    fn status_of(policy: &Policy, reason: ExitReason) -> u8 {
+        policy.outcome(reason, None).status
+    }
 
     fn after(events: &[Event]) -> (Policy, Step) {
         let mut policy = Policy::new(true);
@@ -120,10 +184,10 @@ mod tests {
     fn the_first_signal_asks_the_second_ends_the_third_leaves() {
         let (policy, step) = after(&[Event::Ask(TERM)]);
         assert_eq!(step, Step::PressPowerButton);
-        assert_eq!(policy.outcome(ExitReason::PoweredOff), (0, None));
+        assert_eq!(status_of(&policy, ExitReason::PoweredOff), 0);
         let (policy, step) = after(&[Event::Ask(TERM), Event::Ask(INT)]);
         assert_eq!(step, Step::Stop);
-        assert_eq!(policy.outcome(ExitReason::Stopped).0, 130);
+        assert_eq!(status_of(&policy, ExitReason::Stopped), 130);
         let (_, step) = after(&[Event::Ask(TERM), Event::Ask(TERM), Event::Ask(TERM)]);
         assert_eq!(step, Step::Abandon);
     }
@@ -132,7 +196,7 @@ mod tests {
     fn without_a_power_button_the_first_signal_ends() {
         let mut policy = Policy::new(false);
         assert_eq!(policy.on(Event::Ask(TERM)), Step::Stop);
-        assert_eq!(policy.outcome(ExitReason::Stopped).0, 143);
+        assert_eq!(status_of(&policy, ExitReason::Stopped), 143);
     }
 
     #[test]
@@ -144,10 +208,10 @@ mod tests {
         ] {
             let (policy, step) = after(&[event]);
             assert_eq!(step, Step::Stop);
-            assert_eq!(policy.outcome(ExitReason::Stopped).0, status);
+            assert_eq!(status_of(&policy, ExitReason::Stopped), status);
             let (policy, step) = after(&[Event::Ask(TERM), event]);
             assert_eq!(step, Step::Stop, "also after the guest was asked");
-            assert_eq!(policy.outcome(ExitReason::Stopped).0, status);
+            assert_eq!(status_of(&policy, ExitReason::Stopped), status);
         }
     }
 
@@ -155,17 +219,80 @@ mod tests {
     fn what_came_first_is_the_cause() {
         let (policy, step) = after(&[Event::Key, Event::Deadline]);
         assert_eq!(step, Step::Nothing);
-        assert_eq!(policy.outcome(ExitReason::Stopped).0, 0);
+        assert_eq!(status_of(&policy, ExitReason::Stopped), 0);
+    }
+
+    /// A watch that has seen these lines.
+    fn watch(expect: &str, fail_on: &str, lines: &[&str]) -> (Policy, Watch) {
+        let mut policy = Policy::new(true);
+        let mut watch = Watch::new(Wanted {
+            expect: vec![expect.parse().unwrap()],
+            fail_on: vec![fail_on.parse().unwrap()],
+            kernel_errors: None,
+        });
+        for line in lines {
+            let kind = EventKind::Line((*line).to_owned());
+            let at = Instant::now();
+            if let Some(verdict) = watch.on_event(&vmm::events::Event { at, kind }) {
+                policy.on(Event::Verdict(verdict));
+            }
+        }
+        (policy, watch)
+    }
+
+    #[test]
+    fn what_the_console_settled_counts_however_the_guest_ended() {
+        use ExitReason::{Halted, Panicked, PoweredOff, Rebooted, Stopped, TripleFault};
+        for reason in [PoweredOff, Rebooted, Halted, Panicked, TripleFault, Stopped] {
+            let (policy, seen) = watch("good", "bad", &["good", "bad"]);
+            assert_eq!(policy.outcome(reason, Some(&seen)), Outcome::plain());
+            let (policy, seen) = watch("good", "bad", &["bad", "good"]);
+            let outcome = policy.outcome(reason, Some(&seen));
+            assert_eq!(
+                outcome,
+                Outcome::new(122, "--fail-on 'bad' matched: bad"),
+                "{reason:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_expected_and_does_not_come_fails_a_guest_that_ends_well() {
+        for (reason, status, message) in [
+            (
+                ExitReason::PoweredOff,
+                122,
+                "the guest powered off, and no line matched --expect 'good'",
+            ),
+            (ExitReason::Panicked, 123, "the guest's kernel panicked"),
+        ] {
+            let (policy, seen) = watch("good", "bad", &["x"]);
+            let outcome = policy.outcome(reason, Some(&seen));
+            assert_eq!(outcome, Outcome::new(status, message));
+        }
+        for (event, status) in [
+            (Event::Deadline, 124),
+            (Event::Key, 122),
+            (Event::End(HUP), 129),
+        ] {
+            let (mut policy, seen) = watch("good", "bad", &["x"]);
+            policy.on(event);
+            let outcome = policy.outcome(ExitReason::Stopped, Some(&seen));
+            assert_eq!(outcome.status, status, "{outcome:?}");
+        }
     }
 
     #[test]
     fn a_guest_that_ended_by_itself_is_judged_by_that() {
         let (policy, _) = after(&[Event::Deadline]);
-        assert_eq!(policy.outcome(ExitReason::PoweredOff), (0, None));
+        assert_eq!(
+            policy.outcome(ExitReason::PoweredOff, None),
+            Outcome::plain()
+        );
         for reason in [ExitReason::Panicked, ExitReason::TripleFault] {
-            assert_eq!(policy.outcome(reason).0, 123);
+            assert_eq!(status_of(&policy, reason), 123);
         }
-        assert_eq!(policy.outcome(ExitReason::Rebooted).0, 0);
-        assert_eq!(policy.outcome(ExitReason::Halted).0, 0);
+        assert_eq!(status_of(&policy, ExitReason::Rebooted), 0);
+        assert_eq!(status_of(&policy, ExitReason::Halted), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! Boots a VM and sees it through: the main thread's one loop over signals, keys, the clock and the VM's
-//! end.
+//! Boots a VM and sees it through: the main thread's one loop over signals, keys, the clock, the console's
+//! lines and the VM's end.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::OwnedFd;
@@ -11,15 +11,17 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmm::console::{Console, ConsoleConfig, ConsoleError, InputFilter};
+use vmm::events::{self, Events};
 use vmm::{BuildError, Running, VmBuilder, VmError, VmHandle};
 
 use crate::config::Run;
 use crate::emulation;
 use crate::keys::{self, Key, KeyFilter};
 use crate::logging::{self, LogError};
-use crate::policy::{Event, Policy, Step};
+use crate::policy::{Event, Outcome, Policy, Step};
 use crate::signals::{Request, Signals};
 use crate::terminal::{self, RawTerminal};
+use crate::watch::{Verdict, Wanted, Watch};
 
 /// Why a VM could not be run to its end.
 #[derive(Debug, Error)]
@@ -60,7 +62,14 @@ fn boot(run: Run) -> Result<u8, RunError> {
     let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
     let console = open_console(&run.console, at_terminal.then_some(&end_key))?;
     let policy = Policy::new(run.vm.acpi);
-    let vm = VmBuilder::new(run.vm).console(console).build()?;
+    let mut builder = VmBuilder::new(run.vm).console(console);
+    let mut follower = None;
+    if !run.wanted.is_nothing() {
+        let (sender, events) = events::channel().map_err(RunError::Wait)?;
+        builder = builder.events(sender);
+        follower = Some(Follower::new(events, run.wanted));
+    }
+    let vm = builder.build()?;
 
     // Every ending from here on passes through the supervisor, so the terminal may be changed.
     let signals = Signals::watch(at_terminal).map_err(RunError::Wait)?;
@@ -75,13 +84,17 @@ fn boot(run: Run) -> Result<u8, RunError> {
         deadline: run
             .timeout
             .and_then(|limit| Instant::now().checked_add(limit.duration())),
+        follower,
         policy,
     };
     let running = vm.run()?;
     supervisor.watch(&running)?;
     let ended = running.wait();
     let Supervisor {
-        terminal, policy, ..
+        terminal,
+        mut policy,
+        mut follower,
+        ..
     } = supervisor;
     drop(terminal);
     let exit = ended.map_err(|error| match error {
@@ -90,11 +103,57 @@ fn boot(run: Run) -> Result<u8, RunError> {
         }
         other => RunError::Vm(other),
     })?;
-    let (status, message) = policy.outcome(exit.reason);
-    if let Some(message) = message {
-        terminal::say(&message);
+    if let Some(verdict) = follower.as_mut().and_then(Follower::finish) {
+        policy.on(Event::Verdict(verdict));
     }
-    Ok(status)
+    let watch = follower.as_ref().map(|follower| &follower.watch);
+    let outcome = policy.outcome(exit.reason, watch);
+    tell(&outcome, watch);
+    Ok(outcome.status)
+}
+
+/// Says what is not plain.
+fn tell(outcome: &Outcome, watch: Option<&Watch>) {
+    let trouble = watch.and_then(Watch::kernel_trouble);
+    let trouble = trouble.map(|trouble| trouble.to_string());
+    // Guests write these.
+    for message in trouble.iter().chain(&outcome.message) {
+        terminal::say(&logging::one_line(message));
+    }
+}
+
+/// Who follows the VM's events.
+#[derive(Debug)]
+struct Follower {
+    events: Events,
+    watch: Watch,
+}
+
+impl Follower {
+    fn new(events: Events, wanted: Wanted) -> Self {
+        Self {
+            events,
+            watch: Watch::new(wanted),
+        }
+    }
+
+    /// Looks at what has happened, and at the clock.
+    fn look(&mut self) -> Option<Verdict> {
+        let mut verdict = None;
+        while let Some(event) = self.events.try_next() {
+            verdict = verdict.or(self.watch.on_event(&event));
+        }
+        verdict.or(self.watch.on_time(Instant::now()))
+    }
+
+    /// Looks at what is left when the VM has ended.
+    fn finish(&mut self) -> Option<Verdict> {
+        let mut verdict = None;
+        for event in &mut self.events {
+            verdict = verdict.or(self.watch.on_event(&event));
+        }
+        verdict.or(self.watch.on_end())
+    }
 }
 
 /// Opens the console, with mvm's keys where somebody types them.
@@ -153,6 +212,7 @@ struct Supervisor {
     end_key: Arc<EndKey>,
     terminal: Option<RawTerminal>,
     deadline: Option<Instant>,
+    follower: Option<Follower>,
     policy: Policy,
 }
 
@@ -173,6 +233,9 @@ impl Supervisor {
             if self.end_key.take() {
                 self.obey(Event::Key, &handle);
             }
+            if let Some(verdict) = self.follower.as_mut().and_then(Follower::look) {
+                self.obey(Event::Verdict(verdict), &handle);
+            }
             if self
                 .deadline
                 .take_if(|deadline| *deadline <= Instant::now())
@@ -186,13 +249,17 @@ impl Supervisor {
 
     /// Sleeps until something happens; whether that was the VM's end.
     fn wait(&self, running: &Running) -> Result<bool, RunError> {
-        let mut events = [
+        let mut events = vec![
             PollFd::new(running, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.end_key.0, PollFlags::IN),
         ];
-        let timeout = self.deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
+        let follower = self.follower.as_ref();
+        // Its end, which would be reported over and over, comes after the VM's.
+        events.extend(follower.map(|it| PollFd::new(&it.events, PollFlags::IN)));
+        let wake = follower.and_then(|it| it.watch.wakes_at());
+        let timeout = self.deadline.into_iter().chain(wake).min().map(|wake| {
+            let left = wake.saturating_duration_since(Instant::now());
             // What no clock counts is no limit, and was refused where it was read.
             Timespec::try_from(left).unwrap_or_default()
         });

@@ -1,5 +1,7 @@
 //! The exit statuses that scripts rely on, and what earns each.
 
+/// Something expected did not come, or something came that must not.
+pub const EXPECTATION_FAILED: u8 = 122;
 /// The guest panicked or triple-faulted.
 pub const GUEST_CRASHED: u8 = 123;
 /// `--timeout` ran out, as timeout(1) has it.

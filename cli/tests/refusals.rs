@@ -59,6 +59,21 @@ fn values_that_mean_nothing() {
         ("--disk", ",ro", &["empty part"]),
         ("--rootfs", "", &["path is empty"]),
         ("--disk", "a,serial=123456789012345678901", &["21 bytes"]),
+        (
+            "--expect",
+            "a(b",
+            &[
+                "--expect a(b",
+                "not a regular expression",
+                "found open group",
+            ],
+        ),
+        ("--fail-on", "", &["--fail-on", "empty pattern"]),
+        (
+            "--kernel-errors",
+            "maybe",
+            &["--kernel-errors maybe", "fatal"],
+        ),
         ("--log-level", "loud", &["--log-level loud", "warn"]),
         (
             "--log-file",

@@ -68,7 +68,7 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LogLevel;
+    use crate::config::{KernelErrors, LogLevel};
     use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig};
     use vmm::console::ConsoleConfig;
 
@@ -84,6 +84,9 @@ rng = "off"
 balloon = "size=64M,deflate-on-oom=off"
 console = "file=boot.log"
 timeout = "90s"
+expect = ['login: $']
+fail-on = ["a", "b"]
+kernel-errors = "fatal"
 log-level = "debug"
 log-file = "mvm.log"
 "#;
@@ -94,6 +97,7 @@ log-file = "mvm.log"
   "disk": ["a.img", "b.img,serial=b"],
   "rng": { "off": true },
   "balloon": { "size": "64M", "deflate-on-oom": false },
+  "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
   "console": "file=boot.log", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
     fn expected() -> Settings {
@@ -117,6 +121,9 @@ log-file = "mvm.log"
             }),
             console: Some(ConsoleConfig::File("boot.log".into())),
             timeout: Some("90s".parse().unwrap()),
+            expect: vec!["login: $".parse().unwrap()],
+            fail_on: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+            kernel_errors: Some(KernelErrors::Fatal),
             log_level: Some(LogLevel::Debug),
             log_file: Some("mvm.log".into()),
             ..Settings::default()
@@ -150,6 +157,7 @@ log-file = "mvm.log"
             ),
             ("rootfs = 7", 1, "text as on the command line, or a table"),
             ("{ \"timeout\": \"5x\" }", 1, "'5x' is not a duration"),
+            ("\nexpect = ['a(b']", 2, "'a(b' is not a regular expression"),
             ("kernel =", 1, ""),
             ("{", 1, "EOF"),
         ] {

@@ -114,6 +114,27 @@ pub const INTERRUPT: &[u8] = &[
     0xeb, 0xfe, // jmp b9
 ];
 
+/// Writes a text to the first serial port.
+pub fn say(text: &str) -> Vec<u8> {
+    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
+    for byte in text.bytes() {
+        code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
+    }
+    code
+}
+
+/// Writes a text, then does something else.
+pub fn say_and(text: &str, then: &[u8]) -> Vec<u8> {
+    [&say(text), then].concat()
+}
+
+/// Powers off through the ACPI sleep control register.
+pub const POWER_OFF: &[u8] = &[
+    0x66, 0xba, 0x00, 0x06, // mov dx, 0x600
+    0xb0, 0x34, 0xee, // mov al, 0x34; out dx, al: SLP_TYP 5, SLP_EN
+    0xeb, 0xfe, // jmp $
+];
+
 /// Asks the keyboard controller for a reset.
 pub const RESET: &[u8] = &[
     0xb0, 0xfe, 0xe6, 0x64, // mov al, 0xfe; out 0x64, al

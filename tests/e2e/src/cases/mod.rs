@@ -7,6 +7,7 @@ mod disk;
 mod end;
 mod refusals;
 mod rng;
+mod runs;
 mod terminal;
 
 use std::time::Duration;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Test> {
         rng::tests,
         balloon::tests,
         refusals::tests,
+        runs::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
     tests.sort_by_key(|test| std::cmp::Reverse(test.limit));

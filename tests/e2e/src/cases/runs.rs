@@ -1,0 +1,125 @@
+//! Boots as tests: what the console must and must not show, and what mvm makes of it.
+
+use anyhow::{Result, ensure};
+
+use super::tests;
+use crate::context::{Context, Kernel};
+
+tests! { "runs":
+    LONG stock_expected_line,
+    LONG stock_hung_task_is_fatal,
+    SHORT panic_that_stands_still_is_fatal,
+    SHORT expected_prompt,
+    SHORT expected_lines_then_the_guest_is_ended,
+    SHORT expected_line_that_does_not_come,
+    SHORT forbidden_line,
+    SHORT kernel_error_is_told,
+}
+
+fn stock_expected_line(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    context
+        .script(Kernel::StockBzimage, &rootfs, "hang")?
+        .args("--cpus 2 --kernel-errors fatal --timeout 150s")
+        .args("--expect ^hanging$ --expect Run./init.as.init.process")
+        .exits_with(0)?;
+    Ok(())
+}
+
+/// The kernel's own complaint, not a made-up one.
+fn stock_hung_task_is_fatal(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    let outcome = context
+        .script(Kernel::StockElf, &rootfs, "hung-task")?
+        .args("--kernel-errors fatal --timeout 150s")
+        .exits_with(122)?;
+    ensure!(
+        outcome.stderr.contains("INFO: task touch:"),
+        "mvm says: {}",
+        outcome.stderr
+    );
+    // The whole report is waited for.
+    outcome.says("Call Trace:")
+}
+
+fn expected_prompt(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    context
+        .boot(Kernel::TinyElf)?
+        .arg("--rootfs")
+        .arg(rootfs)
+        .arg("--expect")
+        .arg("^mvm:/root# $")
+        .args("--timeout 60s")
+        .exits_with(0)?;
+    Ok(())
+}
+
+fn expected_lines_then_the_guest_is_ended(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    context
+        .script(Kernel::TinyElf, &rootfs, "hang")?
+        .args("--expect ^hanging$ --expect Linux.version --timeout 60s")
+        .exits_with(0)?;
+    Ok(())
+}
+
+fn expected_line_that_does_not_come(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    let outcome = context
+        .script(Kernel::TinyElf, &rootfs, "poweroff")?
+        .args("--expect Linux.version --expect never")
+        .exits_with(122)?;
+    ensure!(
+        outcome.stderr == "mvm: the guest powered off, and no line matched --expect 'never'\n",
+        "mvm says: {}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+fn forbidden_line(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    let outcome = context
+        .script(Kernel::TinyElf, &rootfs, "hang")?
+        .args("--expect never --fail-on ^hang --timeout 60s")
+        .exits_with(122)?;
+    ensure!(
+        outcome.stderr == "mvm: --fail-on '^hang' matched: hanging\n",
+        "mvm says: {}",
+        outcome.stderr
+    );
+    Ok(())
+}
+
+/// The command line makes the kernel stand still after the panic, and without ACPI it does not find the
+/// device to report it to: only the console tells.
+fn panic_that_stands_still_is_fatal(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    let outcome = context
+        .script(Kernel::TinyElf, &rootfs, "panic")?
+        .append("panic=0")
+        .args("--no-acpi --kernel-errors fatal --timeout 60s")
+        .exits_with(123)?;
+    ensure!(
+        outcome.stderr.contains("Kernel panic - not syncing"),
+        "mvm says: {}",
+        outcome.stderr
+    );
+    outcome.says("---[ end Kernel panic")
+}
+
+fn kernel_error_is_told(context: &Context) -> Result<()> {
+    let rootfs = context.rootfs()?;
+    let outcome = context
+        .script(Kernel::TinyElf, &rootfs, "kmsg,BUG:,sleeping,function")?
+        .args("--expect ^said$ --kernel-errors report")
+        .exits_with(0)?;
+    ensure!(
+        outcome.stderr.contains("reported 1 error: [")
+            && outcome.stderr.contains("BUG: sleeping function"),
+        "mvm says: {}",
+        outcome.stderr
+    );
+    Ok(())
+}
