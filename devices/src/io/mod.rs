@@ -1,6 +1,7 @@
 //! The data-path side of virtio, written once: one I/O loop, one subscriber, one way to take and return
 //! descriptor chains.
 
+pub(crate) mod buffers;
 mod queue_io;
 mod session;
 #[cfg(test)]

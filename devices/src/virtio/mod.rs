@@ -23,6 +23,7 @@ pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod vsock;
 
 /// The device types of Virtio 1.2 §5 that mvm knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

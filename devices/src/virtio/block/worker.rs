@@ -19,6 +19,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
 use super::errors::ErrorLog;
 use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
+use crate::io::buffers::put_front;
 use crate::io::{Chain, QueueIo, QueueSet};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
@@ -392,16 +393,8 @@ fn put_id(id: &str, buffers: &[GuestSlice<'_>]) -> u32 {
     for (to, from) in name.iter_mut().zip(id.bytes()) {
         *to = from;
     }
-    let mut rest = &name[..];
-    let mut written = 0;
-    for buffer in buffers {
-        let (now, later) = rest.split_at(rest.len().min(buffer.len()));
-        buffer.copy_from(now);
-        rest = later;
-        written += now.len();
-    }
     // At most ID_BYTES.
-    u32::try_from(written).unwrap_or(0)
+    u32::try_from(put_front(buffers, &name)).unwrap_or(0)
 }
 
 fn put_status(
