@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Settings;
+use crate::ctl::CtlArgs;
 
 /// A whole command line.
 #[derive(Debug, Parser)]
@@ -17,7 +18,7 @@ use crate::config::Settings;
     name = "mvm",
     version,
     about = "Boots a Linux kernel in a KVM micro-VM",
-    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS]\n       mvm doctor [--json]",
+    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS]\n       mvm doctor [--json]\n       mvm ctl SOCKET COMMAND",
     after_help = "'mvm --help' has examples, the exit statuses and the keys at the terminal.",
     after_long_help = AFTER_LONG_HELP,
     args_conflicts_with_subcommands = true,
@@ -49,6 +50,11 @@ pub enum Command {
     /// testing needs. The exit status is 0 where stock kernels boot, 1 where they do not; warnings do
     /// not count.
     Doctor(DoctorArgs),
+    /// Control a running VM through its --api socket
+    ///
+    /// Example: `mvm ctl vm.sock balloon 256M`. The exit status is 0 where the VM has done it, 125 where
+    /// it has not.
+    Ctl(CtlArgs),
 }
 
 /// `mvm doctor`.
@@ -67,6 +73,8 @@ Examples:
   mvm --kernel vmlinux --rootfs img.ext4 --console file=boot.log --timeout 2m
   mvm --kernel vmlinuz --initrd initrd.img --expect 'login: ' --kernel-errors fatal --timeout 60s
   mvm --config vm.toml --mem 4G
+  mvm --kernel vmlinux --rootfs img.ext4 --api vm.sock
+  mvm ctl vm.sock balloon 256M
 
 At the terminal (where the console is stdio and standard input is a terminal):
   Ctrl-A x       end the VM
@@ -137,9 +145,17 @@ fn in_one_line(error: &clap::Error) -> String {
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => {
             let word = context(ContextKind::InvalidSubcommand).unwrap_or(option);
             format!(
-                "unexpected argument '{word}'; a kernel is given as --kernel PATH, the only command is doctor"
+                "unexpected argument '{word}'; a kernel is given as --kernel PATH, the commands are doctor and ctl"
             )
         }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = context(ContextKind::InvalidArg).unwrap_or_default();
+            format!("missing: {missing}; see 'mvm --help'")
+        }
+        ErrorKind::MissingSubcommand => {
+            "ctl needs a socket and a command, such as 'mvm ctl vm.sock status'; see 'mvm ctl --help'"
+                .to_owned()
+        },
         ErrorKind::ArgumentConflict => {
             let prior = context(ContextKind::PriorArg).map(|text| without_value(&text));
             match (context(ContextKind::InvalidSubcommand), prior) {
@@ -208,7 +224,7 @@ mod tests {
             ("--kernel", "--kernel needs a value; see 'mvm --help'"),
             (
                 "vmlinux",
-                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, the only command is doctor",
+                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, the commands are doctor and ctl",
             ),
             ("--mem 1G --mem 2G", "--mem is given twice"),
         ] {

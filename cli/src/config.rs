@@ -100,6 +100,13 @@ pub struct Settings {
         help_heading = "Running"
     )]
     pub console: Option<ConsoleConfig>,
+    /// Control the VM from outside through a unix socket: HTTP and JSON
+    ///
+    /// `mvm ctl PATH …` is a client of it; the resources are `/`, `/vm/config`, `/actions`, `/balloon` and
+    /// `/balloon/statistics`, as Firecracker has them. The socket is made at the start and removed at the
+    /// end. Example: `--api vm.sock`, then `mvm ctl vm.sock status`.
+    #[arg(long, value_name = "PATH", help_heading = "Running")]
+    pub api: Option<PathBuf>,
     /// End the VM after this time, such as 500ms, 60s, 2m or 1h
     #[arg(long, value_name = "DURATION", help_heading = "Running")]
     pub timeout: Option<Limit>,
@@ -196,6 +203,8 @@ pub struct Run {
     pub vm: VmConfig,
     /// Where its serial console goes.
     pub console: ConsoleConfig,
+    /// Where it can be controlled.
+    pub api: Option<PathBuf>,
     /// When it is ended.
     pub timeout: Option<Limit>,
     /// What its console is looked at for.
@@ -229,6 +238,7 @@ impl Settings {
         Ok(Run {
             vm,
             console: settings.console.unwrap_or_default(),
+            api: settings.api,
             timeout: settings.timeout,
             wanted: Wanted {
                 expect: settings.expect,
@@ -257,6 +267,7 @@ impl Settings {
             rng,
             balloon,
             console,
+            api,
             timeout,
             expect,
             fail_on,
@@ -278,6 +289,7 @@ impl Settings {
             balloon: balloon.or(other.balloon),
             disks: some_or(disks, other.disks),
             console: console.or(other.console),
+            api: api.or(other.api),
             timeout: timeout.or(other.timeout),
             expect: some_or(expect, other.expect),
             fail_on: some_or(fail_on, other.fail_on),
@@ -289,7 +301,12 @@ impl Settings {
 
     /// Takes relative paths to be relative to `base`.
     fn relative_to(&mut self, base: &Path) {
-        let files = [&mut self.kernel, &mut self.initrd, &mut self.log_file];
+        let files = [
+            &mut self.kernel,
+            &mut self.initrd,
+            &mut self.api,
+            &mut self.log_file,
+        ];
         let disks = self.rootfs.iter_mut().chain(&mut self.disks);
         let console = match &mut self.console {
             Some(ConsoleConfig::File(path) | ConsoleConfig::Unix(path)) => Some(path),

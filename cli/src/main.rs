@@ -1,7 +1,9 @@
 //! The `mvm` command: reads what is asked for, does it, and ends with a status that says how it went.
 
+mod api;
 mod args;
 mod config;
+mod ctl;
 mod doctor;
 mod duration;
 mod emulation;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     };
     let done = match line.command {
         Some(Command::Doctor(args)) => doctor::run(&args).map_err(Into::into),
+        Some(Command::Ctl(args)) => ctl::run(args).map_err(Into::into),
         None => boot(line.settings, line.config.as_deref()),
     };
     match done {

@@ -14,6 +14,7 @@ use vmm::console::{Console, ConsoleConfig, ConsoleError, InputFilter};
 use vmm::events::{self, Events};
 use vmm::{BuildError, Running, VmBuilder, VmError, VmHandle};
 
+use crate::api::{self, ApiError};
 use crate::config::Run;
 use crate::emulation;
 use crate::keys::{self, Key, KeyFilter};
@@ -32,6 +33,9 @@ pub enum RunError {
     /// Where the serial console goes.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// The socket to control it.
+    #[error(transparent)]
+    Api(#[from] ApiError),
     /// The VM could not be assembled.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -61,6 +65,10 @@ fn boot(run: Run) -> Result<u8, RunError> {
     let at_terminal = run.console == ConsoleConfig::Stdio && io::stdin().is_terminal();
     let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
     let console = open_console(&run.console, at_terminal.then_some(&end_key))?;
+    let api = run.api.as_deref();
+    let api = api
+        .map(|path| api::Socket::open(path, &run.vm))
+        .transpose()?;
     let policy = Policy::new(run.vm.acpi);
     let mut builder = VmBuilder::new(run.vm).console(console);
     let mut follower = None;
@@ -88,8 +96,11 @@ fn boot(run: Run) -> Result<u8, RunError> {
         policy,
     };
     let running = vm.run()?;
+    let server = api.map(|socket| socket.serve(running.handle()));
+    let server = server.transpose()?;
     supervisor.watch(&running)?;
     let ended = running.wait();
+    drop(server);
     let Supervisor {
         terminal,
         mut policy,

@@ -301,6 +301,12 @@ impl VmHandle {
         }
     }
 
+    /// Whether the VM has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.lifecycle.is_over()
+    }
+
     /// The memory balloon, unless the VM was built without.
     #[must_use]
     pub fn balloon(&self) -> Option<&BalloonControl> {

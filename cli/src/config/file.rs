@@ -83,6 +83,7 @@ disk = ["a.img", { path = "b.img", serial = "b" }]
 rng = "off"
 balloon = "size=64M,deflate-on-oom=off"
 console = "file=boot.log"
+api = "vm.sock"
 timeout = "90s"
 expect = ['login: $']
 fail-on = ["a", "b"]
@@ -98,7 +99,7 @@ log-file = "mvm.log"
   "rng": { "off": true },
   "balloon": { "size": "64M", "deflate-on-oom": false },
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
-  "console": "file=boot.log", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
+  "console": "file=boot.log", "api": "vm.sock", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
     fn expected() -> Settings {
         let disk = |path: &str, read_only, serial: Option<&str>| DiskConfig {
@@ -120,6 +121,7 @@ log-file = "mvm.log"
                 ..BalloonConfig::default()
             }),
             console: Some(ConsoleConfig::File("boot.log".into())),
+            api: Some("vm.sock".into()),
             timeout: Some("90s".parse().unwrap()),
             expect: vec!["login: $".parse().unwrap()],
             fail_on: vec!["a".parse().unwrap(), "b".parse().unwrap()],

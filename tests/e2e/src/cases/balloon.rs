@@ -1,6 +1,6 @@
 //! Memory that the guest gives up comes back to the host, and the guest gets it again when it needs it.
 
-use std::time::Instant;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -9,6 +9,8 @@ use crate::context::{Context, Kernel};
 use crate::vm::{Vm, until};
 
 tests! { "balloon":
+    LONG stock_live,
+    LONG live,
     LONG stock_free_page_reporting,
     LONG stock_size_at_boot,
     LONG free_page_reporting,
@@ -20,10 +22,11 @@ tests! { "balloon":
 const MIB: u64 = 1 << 20;
 
 /// A guest that uses memory as it is told: the `memory` script.
-struct Guest {
+struct Guest<'a> {
+    context: &'a Context,
     vm: Vm,
+    socket: PathBuf,
     looks: u32,
-    deadline: Instant,
 }
 
 /// What a guest's kernel says of its memory, in bytes.
@@ -33,19 +36,23 @@ struct Memory {
     free: u64,
 }
 
-impl Guest {
-    fn boot(context: &Context, kernel: Kernel, options: &str) -> Result<Self> {
+impl<'a> Guest<'a> {
+    fn boot(context: &'a Context, kernel: Kernel, options: &str) -> Result<Self> {
         let rootfs = context.rootfs()?;
+        let socket = context.path("api");
         let vm = context
             .script(kernel, &rootfs, "memory")?
+            .arg("--api")
+            .arg(&socket)
             .append("quiet")
             .args(options)
             .spawn()?;
         vm.wait_for("ready")?;
         Ok(Self {
+            context,
             vm,
+            socket,
             looks: 0,
-            deadline: context.deadline,
         })
     }
 
@@ -65,7 +72,23 @@ impl Guest {
 
     /// Looks until what is seen is as it should be.
     fn look_until(&mut self, what: &str, right: impl Fn(Memory) -> bool) -> Result<()> {
-        until(self.deadline, what, || Ok(right(self.look()?)))
+        until(self.context.deadline, what, || Ok(right(self.look()?)))
+    }
+
+    /// `mvm ctl`, and what it says.
+    fn ctl(&self, words: &str) -> Result<String> {
+        let mvm = self.context.mvm().arg("ctl").arg(&self.socket);
+        Ok(mvm.args(words).exits_with(0)?.stdout)
+    }
+
+    /// A figure of the guest's statistics.
+    fn figure(&self, name: &str) -> Result<u64> {
+        let all = self.ctl("statistics")?;
+        let start = format!("{name}: ");
+        let value = all.lines().find_map(|line| line.strip_prefix(&start));
+        Ok(value
+            .with_context(|| format!("no {name} in: {all}"))?
+            .parse()?)
     }
 
     /// Ends the script, and checks that nothing was killed for want of memory.
@@ -129,6 +152,59 @@ fn stock_size_at_boot(context: &Context) -> Result<()> {
     inflated(context, Kernel::StockBzimage)
 }
 
+/// Sizes that are asked for while the guest runs are the guest's, and mvm's, soon after.
+fn resized(context: &Context, kernel: Kernel) -> Result<()> {
+    let options = "--mem 512M --balloon free-page-reporting=off,deflate-on-oom=off";
+    let mut guest = Guest::boot(context, kernel, options)?;
+    // The guest has touched most of its memory, and has no use for it now.
+    guest.tell("fill 320")?;
+    guest.vm.wait_for("filled")?;
+    guest.tell("free")?;
+    guest.vm.wait_for("freed")?;
+    let (before, full) = (guest.look()?, guest.vm.resident()?);
+    ensure!(guest.figure("total_memory")? == before.total, "{before:?}");
+    guest.ctl("balloon 320M")?;
+    let balloon = "balloon: 320M of 320M asked for\n";
+    until(context.deadline, balloon, || {
+        Ok(guest.ctl("balloon")? == balloon)
+    })?;
+    let (less, lean) = (guest.look()?, guest.vm.resident()?);
+    ensure!(
+        less.total == before.total - 320 * MIB,
+        "{less:?}, not {before:?}"
+    );
+    ensure!(guest.figure("total_memory")? == less.total, "{less:?}");
+    ensure!(
+        lean + 256 * MIB <= full,
+        "{lean} bytes are resident, were {full}"
+    );
+    // Back again, in two steps, of which the first is only begun.
+    guest.ctl("balloon 100M")?;
+    guest.ctl("balloon 0")?;
+    let balloon = "balloon: 0B of 0B asked for\n";
+    until(context.deadline, balloon, || {
+        Ok(guest.ctl("balloon")? == balloon)
+    })?;
+    let after = guest.look()?;
+    ensure!(after.total == before.total, "{after:?}, not {before:?}");
+    guest.tell("fill 320")?;
+    guest.look_until("memory in use again", |memory| {
+        memory.free < before.free - 300 * MIB
+    })?;
+    let socket = guest.socket.clone();
+    guest.end()?;
+    ensure!(!socket.exists(), "the socket is left behind");
+    Ok(())
+}
+
+fn live(context: &Context) -> Result<()> {
+    resized(context, Kernel::TinyElf)
+}
+
+fn stock_live(context: &Context) -> Result<()> {
+    resized(context, Kernel::StockBzimage)
+}
+
 /// A guest that needs more than the balloon leaves it gets it out of the balloon.
 fn deflate_on_oom(context: &Context) -> Result<()> {
     let mut guest = Guest::boot(
@@ -144,6 +220,11 @@ fn deflate_on_oom(context: &Context) -> Result<()> {
     ensure!(
         !guest.vm.stdout().contains("not filled"),
         "the guest could not have its memory back"
+    );
+    let balloon = guest.ctl("balloon")?;
+    ensure!(
+        balloon.ends_with("M of 256M asked for\n") && !balloon.contains("256M of"),
+        "the balloon is no smaller: {balloon}"
     );
     guest.end()
 }
