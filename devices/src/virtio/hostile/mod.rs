@@ -17,6 +17,7 @@ pub mod subject;
 mod tests;
 #[cfg(test)]
 mod trial;
+mod vsock;
 
 pub use attack::Attack;
 pub use case::{Case, Expect, Scope};
@@ -25,7 +26,7 @@ pub use subject::{Host, QueuePlan, Stage, Subject};
 /// Every device of mvm's.
 #[must_use]
 pub fn subjects() -> Vec<Subject> {
-    vec![block::subject(), rng::subject()]
+    vec![block::subject(), rng::subject(), vsock::subject()]
 }
 
 /// What `subject` has to endure: the generic cases and its own.

@@ -25,9 +25,11 @@ mod connection;
 mod credit;
 mod host;
 mod muxer;
-mod packet;
+pub(super) mod packet;
 mod stream;
 mod table;
+#[cfg(any(test, feature = "testing"))]
+pub(super) mod testing;
 #[cfg(test)]
 mod tests;
 mod watch;

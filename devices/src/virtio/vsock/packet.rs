@@ -3,18 +3,18 @@
 use bitflags::bitflags;
 
 /// Bytes of `struct virtio_vsock_hdr`.
-pub(super) const HEADER: usize = 44;
+pub(crate) const HEADER: usize = 44;
 /// [`HEADER`], as the used ring counts.
-pub(super) const HEADER_LEN: u32 = 44;
+pub(crate) const HEADER_LEN: u32 = 44;
 /// §5.10.4: the host's address.
-pub(super) const HOST_CID: u64 = 2;
+pub(crate) const HOST_CID: u64 = 2;
 /// §5.10.6, VIRTIO_VSOCK_TYPE_STREAM: the only type there is without further features.
-pub(super) const STREAM: u16 = 1;
+pub(crate) const STREAM: u16 = 1;
 
 /// What a packet is for, §5.10.6: VIRTIO_VSOCK_OP_*.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-pub(super) enum Op {
+pub(crate) enum Op {
     /// Asks for a connection.
     Request = 1,
     /// Grants it.
@@ -33,7 +33,7 @@ pub(super) enum Op {
 
 impl Op {
     /// The operation with this number, if there is one.
-    pub(super) fn of(number: u16) -> Option<Self> {
+    pub(crate) fn of(number: u16) -> Option<Self> {
         Some(match number {
             1 => Self::Request,
             2 => Self::Response,
@@ -50,7 +50,7 @@ impl Op {
 bitflags! {
     /// What the sender of a SHUTDOWN packet does no more, for good (§5.10.6.6).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    pub(super) struct Done: u32 {
+    pub(crate) struct Done: u32 {
         /// It receives no more.
         const RECEIVING = 1;
         /// It sends no more.
@@ -60,34 +60,34 @@ bitflags! {
 
 /// The two ends of a connection, seen from neither. All that names it, since each device has one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Ports {
-    pub(super) guest: u32,
-    pub(super) host: u32,
+pub(crate) struct Ports {
+    pub(crate) guest: u32,
+    pub(crate) host: u32,
 }
 
 /// A header as it stands in a packet; from the guest, believed by nobody yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) src_cid: u64,
-    pub(super) dst_cid: u64,
-    pub(super) src_port: u32,
-    pub(super) dst_port: u32,
+pub(crate) struct Header {
+    pub(crate) src_cid: u64,
+    pub(crate) dst_cid: u64,
+    pub(crate) src_port: u32,
+    pub(crate) dst_port: u32,
     /// Bytes of data after the header.
-    pub(super) len: u32,
+    pub(crate) len: u32,
     /// `type`.
-    pub(super) kind: u16,
+    pub(crate) kind: u16,
     /// An [`Op`].
-    pub(super) op: u16,
-    pub(super) flags: u32,
+    pub(crate) op: u16,
+    pub(crate) flags: u32,
     /// Bytes that the sender has room for in all.
-    pub(super) buf_alloc: u32,
+    pub(crate) buf_alloc: u32,
     /// Bytes that the sender has taken out of that room, ever; wraps around.
-    pub(super) fwd_cnt: u32,
+    pub(crate) fwd_cnt: u32,
 }
 
 impl Header {
     /// The ports, of a packet that comes from the guest.
-    pub(super) fn ports(&self) -> Ports {
+    pub(crate) fn ports(&self) -> Ports {
         Ports {
             guest: self.src_port,
             host: self.dst_port,
@@ -95,7 +95,7 @@ impl Header {
     }
 
     /// The answer to a packet that belongs to no connection.
-    pub(super) fn rst(&self) -> Self {
+    pub(crate) fn rst(&self) -> Self {
         Self {
             src_cid: self.dst_cid,
             dst_cid: self.src_cid,
@@ -111,7 +111,7 @@ impl Header {
     }
 
     /// As it goes into a packet.
-    pub(super) fn to_bytes(self) -> [u8; HEADER] {
+    pub(crate) fn to_bytes(self) -> [u8; HEADER] {
         let fields: [&[u8]; 10] = [
             &self.src_cid.to_le_bytes(),
             &self.dst_cid.to_le_bytes(),

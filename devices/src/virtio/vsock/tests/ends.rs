@@ -92,7 +92,7 @@ fn a_host_that_reads_no_more_is_reported() {
 fn a_host_that_closes_has_its_last_words_delivered_first() {
     let mut bench = Bench::without_buffers();
     bench.send(packet(PORT, 80, Op::Request), &[]);
-    let mut peer = bench.host.peer();
+    let mut peer = bench.peer();
     let words = noise(50_000);
     peer.write_all(&words).unwrap();
     drop(peer);

@@ -15,7 +15,7 @@ fn with_room(bench: &mut Bench, port: u32, room: u32) -> UnixStream {
         &[],
     );
     bench.expect(&[Op::Response]);
-    bench.host.peer()
+    bench.peer()
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn everyone_has_a_turn() {
 fn a_receive_queue_without_buffers_stops_the_reading_and_a_buffer_resumes_it() {
     let mut bench = Bench::without_buffers();
     bench.send(packet(PORT, 80, Op::Request), &[]);
-    let mut peer = bench.host.peer();
+    let mut peer = bench.peer();
     let words = noise(100_000);
     assert_eq!(stuff(&mut peer, &words), words.len());
     bench.poll();
@@ -256,7 +256,7 @@ fn packets_may_be_split_over_buffers_in_any_way() {
 fn a_packet_for_the_guest_may_go_into_many_small_buffers() {
     let mut bench = Bench::without_buffers();
     bench.send(packet(PORT, 80, Op::Request), &[]);
-    let mut peer = bench.host.peer();
+    let mut peer = bench.peer();
     let words = noise(500);
     peer.write_all(&words).unwrap();
     bench.poll();

@@ -16,7 +16,7 @@ fn a_guest_connects_and_both_talk() {
     assert_eq!(response.header.buf_alloc, 256 << 10);
     assert_eq!(response.header.kind, STREAM);
     assert_eq!(bench.host.state().arrived[0].0, 80);
-    let mut peer = bench.host.peer();
+    let mut peer = bench.peer();
 
     bench.data(b"hello");
     bench.data(b", host");
@@ -47,7 +47,7 @@ fn a_port_where_nobody_listens_is_refused() {
 fn data_sent_before_the_response_is_out_waits_for_it() {
     let mut bench = Bench::without_buffers();
     bench.send(packet(PORT, 80, Op::Request), &[]);
-    let mut peer = bench.host.peer();
+    let mut peer = bench.peer();
     peer.write_all(b"welcome").unwrap();
     drop(peer);
     bench.poll();
@@ -65,7 +65,7 @@ fn data_sent_before_the_response_is_out_waits_for_it() {
 fn a_host_that_closes_at_once_is_understood() {
     let mut bench = Bench::without_buffers();
     bench.send(packet(PORT, 80, Op::Request), &[]);
-    drop(bench.host.peer());
+    drop(bench.peer());
     bench.poll();
     bench.offer(8, 4096);
     let packets = bench.packets();
@@ -91,7 +91,7 @@ fn ports_of_either_side_tell_connections_apart() {
     for (guest, host) in [(1, 80), (1, 81), (2, 80), (80, 1)] {
         bench.send(packet(guest, host, Op::Request), &[]);
         bench.expect(&[Op::Response]);
-        streams.push((guest, host, bench.host.peer()));
+        streams.push((guest, host, bench.peer()));
     }
     for (guest, host, stream) in &mut streams {
         let text = format!("{guest}:{host}");
@@ -198,7 +198,7 @@ fn thousands_of_connections_come_and_go() {
         let done = packet(port, 80, Op::Shutdown);
         bench.send(Header { flags: 3, ..done }, &[]);
         bench.expect(&[Op::Response, Op::Rst]);
-        let mut peer = bench.host.peer();
+        let mut peer = bench.peer();
         assert_eq!(drain(&mut peer), (port.to_le_bytes().to_vec(), true));
     }
     bench.poll();

@@ -9,19 +9,18 @@ mod hostile;
 mod soak;
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use virtio_queue::Queue;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EFD_SEMAPHORE, EventFd};
 
 use super::muxer::Muxer;
 use super::packet::{Done, HEADER, HEADER_LEN, HOST_CID, Header, Op, STREAM};
+use super::testing::{CLOSED, Host};
 use super::worker::Worker;
-use super::{QUEUE_SIZE, RX, TX, VsockHost};
+use super::{QUEUE_SIZE, RX, TX};
 use crate::io::{QueueIo, QueueSet};
 use crate::mem::GuestMemory;
 use crate::virtio::testing::{Descriptor, Driver, memory};
@@ -32,90 +31,6 @@ const CID: u64 = 3;
 const PORT: u32 = 1000;
 /// The window that the guest gives for a connection, unless a test says otherwise.
 const GUEST_WINDOW: u32 = 1 << 20;
-/// A port at which nobody on the host listens.
-const CLOSED: u32 = 9;
-
-/// The host's side, as the device has it and as the test sees it.
-#[derive(Debug, Clone)]
-struct Host(Arc<Mutex<HostState>>);
-
-#[derive(Debug)]
-struct HostState {
-    door: EventFd,
-    callers: VecDeque<UnixStream>,
-    /// The other ends of connections that the guest got, with their ports.
-    arrived: VecDeque<(u32, UnixStream)>,
-    /// Nobody has time.
-    busy: bool,
-    /// Accepting fails.
-    broken: bool,
-    asked: usize,
-}
-
-impl Host {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(HostState {
-            door: EventFd::new(EFD_NONBLOCK | EFD_SEMAPHORE).unwrap(),
-            callers: VecDeque::new(),
-            arrived: VecDeque::new(),
-            busy: false,
-            broken: false,
-            asked: 0,
-        })))
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, HostState> {
-        self.0.lock().unwrap()
-    }
-
-    /// A host program comes to the door.
-    fn call(&self) -> UnixStream {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut state = self.state();
-        state.callers.push_back(theirs);
-        state.door.write(1).unwrap();
-        ours
-    }
-
-    /// The host's end of the connection that the guest got first.
-    fn peer(&self) -> UnixStream {
-        let (_, stream) = self.state().arrived.pop_front().expect("a connection");
-        stream
-    }
-}
-
-impl VsockHost for Host {
-    fn connect(&mut self, port: u32) -> io::Result<UnixStream> {
-        let mut state = self.state();
-        state.asked += 1;
-        if port == CLOSED {
-            return Err(ErrorKind::ConnectionRefused.into());
-        }
-        if state.busy {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        let (ours, theirs) = UnixStream::pair()?;
-        state.arrived.push_back((port, ours));
-        Ok(theirs)
-    }
-
-    fn doors(&self) -> Vec<RawFd> {
-        vec![self.state().door.as_raw_fd()]
-    }
-
-    fn accept(&mut self) -> io::Result<UnixStream> {
-        let mut state = self.state();
-        if state.broken {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
-        state.door.read()?;
-        state
-            .callers
-            .pop_front()
-            .ok_or_else(|| ErrorKind::WouldBlock.into())
-    }
-}
-
 /// A packet that the device sent.
 #[derive(Debug)]
 struct Got {
@@ -302,7 +217,18 @@ impl Bench {
         self.expect(&[Op::Response]);
         self.poll();
         self.expect(&[]);
-        self.host.peer()
+        self.peer()
+    }
+
+    /// The host's end of the connection that the guest got first.
+    fn peer(&self) -> UnixStream {
+        let (_, stream) = self
+            .host
+            .state()
+            .arrived
+            .pop_front()
+            .expect("no connection");
+        stream
     }
 
     fn data(&mut self, data: &[u8]) {
