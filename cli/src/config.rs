@@ -14,6 +14,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use vmm::config::{
     BalloonConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig, VmConfig,
+    VsockConfig,
 };
 use vmm::console::ConsoleConfig;
 
@@ -89,6 +90,16 @@ pub struct Settings {
     )]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub balloon: Option<BalloonConfig>,
+    /// Sockets between guest and host; N is the guest's address, 3 or more
+    ///
+    /// A guest that connects to port P of the host reaches who listens at the unix socket PATH_P. A host
+    /// program that connects to PATH, which mvm makes, and sends the line `CONNECT P` reaches port P of
+    /// the guest, and reads the line `OK` with a port first. Example: `--vsock cid=3,uds=/run/vm.vsock`;
+    /// then `socat - UNIX-LISTEN:/run/vm.vsock_52` on the host talks to `socat - VSOCK-CONNECT:2:52` in
+    /// the guest.
+    #[arg(long, value_name = "cid=N,uds=PATH", help_heading = "Machine")]
+    #[serde(deserialize_with = "forms::optional_text_or_table")]
+    pub vsock: Option<VsockConfig>,
     /// Where the serial console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
@@ -234,6 +245,7 @@ impl Settings {
         vm.disks = settings.disks;
         vm.rng = settings.rng.unwrap_or(vm.rng);
         vm.balloon = settings.balloon.unwrap_or(vm.balloon);
+        vm.vsock = settings.vsock;
         vm.validate()?;
         Ok(Run {
             vm,
@@ -266,6 +278,7 @@ impl Settings {
             disks,
             rng,
             balloon,
+            vsock,
             console,
             api,
             timeout,
@@ -287,6 +300,7 @@ impl Settings {
             rootfs: rootfs.or(other.rootfs),
             rng: rng.or(other.rng),
             balloon: balloon.or(other.balloon),
+            vsock: vsock.or(other.vsock),
             disks: some_or(disks, other.disks),
             console: console.or(other.console),
             api: api.or(other.api),
@@ -312,7 +326,8 @@ impl Settings {
             Some(ConsoleConfig::File(path) | ConsoleConfig::Unix(path)) => Some(path),
             _ => None,
         };
-        let paths = files.into_iter().flatten().chain(console);
+        let vsock = self.vsock.as_mut().and_then(|vsock| vsock.uds.as_mut());
+        let paths = files.into_iter().flatten().chain(console).chain(vsock);
         for path in paths.chain(disks.map(|disk| &mut disk.path)) {
             // An empty path is a mistake that joining would hide.
             if !path.as_os_str().is_empty() {

@@ -82,6 +82,12 @@ fn values_that_mean_nothing() {
         ),
         ("--append", "a\nb", &["control character '\\n'"]),
         ("--console", "printer", &["printer", "stdio"]),
+        ("--vsock", "cid=2,uds=v", &["'2'", "cid from 3"]),
+        ("--vsock", "cid=4294967295,uds=v", &["'4294967295'"]),
+        ("--vsock", "cid=guest,uds=v", &["'guest'", "cid from 3"]),
+        ("--vsock", "cid=3", &["lacks its uds", "cid=3,uds=PATH"]),
+        ("--vsock", "uds=v", &["lacks its cid", "cid=3,uds=PATH"]),
+        ("--vsock", "cid=3,uds=", &["path", "empty"]),
     ] {
         refused(&["--kernel", "vmlinux", option, value], parts);
     }
@@ -201,4 +207,30 @@ fn disks_that_are_none() {
         &["--kernel", kernel, "--disk", arg(&image)],
         &[arg(&image), "in use by another VM"],
     );
+}
+
+#[test]
+fn vsock_paths_that_can_be_none() {
+    let files = Files::new();
+    let vsock = |path: &str| {
+        let value = format!("cid=3,uds={path}");
+        refusal(&["--kernel", "vmlinux", "--vsock", &value])
+    };
+    let there = files.file("there", b"precious");
+    let line = vsock(arg(&there));
+    assert!(line.contains("exists already; remove it"), "{line}");
+    assert!(line.contains(arg(&there)), "{line}");
+    assert_eq!(std::fs::read(&there).unwrap(), b"precious");
+    let line = vsock(arg(&files.path("no/v")));
+    assert!(line.contains("there is no folder"), "{line}");
+    // Long enough for the path, but not with a port behind it.
+    let line = vsock(&format!("/tmp/{}", "x".repeat(95)));
+    assert!(
+        line.contains("100 bytes") && line.contains("at most 96"),
+        "{line}"
+    );
+    // Whatever else is wrong, no socket stays behind.
+    let path = files.path("v");
+    vsock(arg(&path));
+    assert!(!path.exists());
 }

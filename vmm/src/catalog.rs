@@ -11,6 +11,7 @@ use devices::virtio::rng::Rng;
 
 use crate::config::VmConfig;
 use crate::error::BuildError;
+use crate::vsock::{self, Vsock};
 
 /// Devices in the order of their slots: the guest finds them in this order.
 pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
@@ -20,6 +21,8 @@ pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
 pub(crate) struct Controls {
     /// The memory balloon.
     pub balloon: Option<BalloonControl>,
+    /// The vsock.
+    pub vsock: Option<Vsock>,
 }
 
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
@@ -34,6 +37,11 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
         let balloon = open_balloon(config)?;
         controls.balloon = Some(balloon.control());
         devices.push(Box::new(balloon));
+    }
+    if let Some(settings) = &config.vsock {
+        let (device, vsock) = vsock::open(settings)?;
+        controls.vsock = Some(vsock);
+        devices.push(Box::new(device));
     }
     Ok((devices, controls))
 }

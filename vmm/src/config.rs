@@ -10,6 +10,7 @@ mod disk;
 mod rng;
 mod size;
 mod span;
+mod vsock;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,7 @@ pub use disk::{DiskConfig, DiskError, Engine, SERIAL_MAX};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
 pub use span::{Span, SpanError};
+pub use vsock::{VsockConfig, VsockConfigError};
 
 /// A whole VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +57,9 @@ pub struct VmConfig {
     /// A memory balloon.
     #[serde(default)]
     pub balloon: BalloonConfig,
+    /// Stream sockets between guest and host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
@@ -98,6 +103,7 @@ impl VmConfig {
             disks: Vec::new(),
             rng: RngConfig::default(),
             balloon: BalloonConfig::default(),
+            vsock: None,
             io_threads: default_io_threads(),
             acpi: true,
         }
@@ -141,6 +147,9 @@ impl VmConfig {
             }
         }
         self.balloon.validate(self.mem)?;
+        if let Some(vsock) = &self.vsock {
+            vsock.validate()?;
+        }
         self.validate_disks()
     }
 
@@ -206,6 +215,9 @@ pub enum ConfigError {
     /// The balloon.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
+    /// The vsock.
+    #[error(transparent)]
+    Vsock(#[from] VsockConfigError),
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 pub use crate::kvm::vm::KvmError;
+use crate::socket::SocketError;
 pub use crate::vcpu::EmulationFailure;
 
 /// Why a VM could not be assembled. Nothing of the guest has run.
@@ -47,6 +48,9 @@ pub enum BuildError {
     /// One image is used for two disks.
     #[error("disk image {} is given twice; each disk needs an image of its own", .0.display())]
     ImageTwice(PathBuf),
+    /// The vsock's socket.
+    #[error("vsock socket {0}")]
+    Vsock(#[from] SocketError),
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),

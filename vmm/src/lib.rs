@@ -30,6 +30,7 @@ mod kvm;
 mod lifecycle;
 pub mod socket;
 mod vcpu;
+pub mod vsock;
 
 pub use builder::VmBuilder;
 pub use devices::virtio::balloon;

@@ -30,6 +30,7 @@ use crate::kvm::vm::KvmVm;
 use crate::vcpu::kick::kick;
 use crate::vcpu::thread::VcpuThread;
 use crate::vcpu::{ExitCounter, ExitCounts, after_reset};
+use crate::vsock::Vsock;
 
 /// How a VM ended by itself, or was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,7 +165,24 @@ pub(crate) struct Machine {
     pub _kvm: KvmVm,
 }
 
+impl Machine {
+    fn handle(&self) -> VmHandle {
+        VmHandle {
+            lifecycle: self.lifecycle.clone(),
+            power_button: self.power_button.clone(),
+            controls: self.controls.clone(),
+            exits: self.exits.clone(),
+        }
+    }
+}
+
 impl Vm {
+    /// A handle to control the VM from anywhere, for what has to be there before it runs.
+    #[must_use]
+    pub fn handle(&self) -> VmHandle {
+        self.machine.handle()
+    }
+
     /// Starts the vCPUs.
     ///
     /// # Errors
@@ -222,12 +240,7 @@ impl Running {
     /// A handle to control the VM from anywhere.
     #[must_use]
     pub fn handle(&self) -> VmHandle {
-        VmHandle {
-            lifecycle: self.machine.lifecycle.clone(),
-            power_button: self.machine.power_button.clone(),
-            controls: self.machine.controls.clone(),
-            exits: self.machine.exits.clone(),
-        }
+        self.machine.handle()
     }
 
     /// Waits for the VM's end, joins its threads and gives its console's reader time to take the rest.
@@ -311,6 +324,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&BalloonControl> {
         self.controls.balloon.as_ref()
+    }
+
+    /// The vsock, if the VM has one.
+    #[must_use]
+    pub fn vsock(&self) -> Option<&Vsock> {
+        self.controls.vsock.as_ref()
     }
 
     /// How often the vCPUs have left the guest so far.

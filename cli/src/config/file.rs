@@ -69,7 +69,7 @@ fn parse(text: &str) -> Result<Settings, (usize, String)> {
 mod tests {
     use super::*;
     use crate::config::{KernelErrors, LogLevel};
-    use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig};
+    use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig, VsockConfig};
     use vmm::console::ConsoleConfig;
 
     const TOML: &str = r#"
@@ -82,6 +82,7 @@ rootfs = "img.ext4,ro"
 disk = ["a.img", { path = "b.img", serial = "b" }]
 rng = "off"
 balloon = "size=64M,deflate-on-oom=off"
+vsock = "cid=7,uds=v"
 console = "file=boot.log"
 api = "vm.sock"
 timeout = "90s"
@@ -98,6 +99,7 @@ log-file = "mvm.log"
   "disk": ["a.img", "b.img,serial=b"],
   "rng": { "off": true },
   "balloon": { "size": "64M", "deflate-on-oom": false },
+  "vsock": { "cid": 7, "uds": "v" },
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
   "console": "file=boot.log", "api": "vm.sock", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
@@ -119,6 +121,10 @@ log-file = "mvm.log"
                 size: MemorySize::mib(64),
                 deflate_on_oom: false,
                 ..BalloonConfig::default()
+            }),
+            vsock: Some(VsockConfig {
+                uds: Some("v".into()),
+                ..VsockConfig::new(7)
             }),
             console: Some(ConsoleConfig::File("boot.log".into())),
             api: Some("vm.sock".into()),
@@ -176,7 +182,8 @@ log-file = "mvm.log"
         let path = dir.path().join("vm.toml");
         fs::write(
             &path,
-            "kernel = \"vmlinux\"\nrootfs = \"/abs.img\"\ndisk = [\"d.img\"]\nconsole = \"unix=s\"",
+            "kernel = \"vmlinux\"\nrootfs = \"/abs.img\"\ndisk = [\"d.img\"]\nconsole = \"unix=s\"\n\
+             vsock = \"cid=3,uds=v\"",
         )
         .unwrap();
         let settings = read(&path).unwrap();
@@ -187,6 +194,7 @@ log-file = "mvm.log"
             settings.console,
             Some(ConsoleConfig::Unix(dir.path().join("s")))
         );
+        assert_eq!(settings.vsock.unwrap().uds, Some(dir.path().join("v")));
     }
 
     #[test]
