@@ -63,7 +63,7 @@ pub struct Settings {
     ///
     /// `ro` keeps the guest from writing it and lets several VMs share it; `serial=TEXT` is what the guest
     /// reads as its id; `engine=auto|sync|io_uring` says how data is moved, `auto` being io_uring where the
-    /// host has it. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
+    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
     #[arg(
         long = "disk",
         value_name = "PATH[,ro][,KEY=VALUE]…",

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use balloon::{BalloonConfig, BalloonError};
-pub use disk::{DiskConfig, DiskError, Engine, SERIAL_MAX};
+pub use disk::{Cache, DiskConfig, DiskError, Engine, SERIAL_MAX};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
 pub use span::{Span, SpanError};

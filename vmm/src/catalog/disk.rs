@@ -8,7 +8,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::block::{self, Block, raw};
 
 use super::Devices;
-use crate::config::{DiskConfig, Engine, VmConfig};
+use crate::config::{Cache, DiskConfig, Engine, VmConfig};
 use crate::error::BuildError;
 
 /// All disks, the root file system first: opened, checked and locked.
@@ -28,6 +28,7 @@ pub(super) fn open(config: &VmConfig) -> Result<Devices, BuildError> {
             let options = raw::Options {
                 read_only: disk.read_only,
                 engine: engine(disk.engine),
+                cache: cache(disk.cache),
             };
             let image = raw::open(&disk.path, options)?;
             let id = match &disk.serial {
@@ -44,6 +45,13 @@ fn engine(engine: Engine) -> block::Engine {
         Engine::Auto => block::Engine::Auto,
         Engine::Sync => block::Engine::Sync,
         Engine::IoUring => block::Engine::IoUring,
+    }
+}
+
+fn cache(cache: Cache) -> raw::Cache {
+    match cache {
+        Cache::Writeback => raw::Cache::Writeback,
+        Cache::None => raw::Cache::None,
     }
 }
 

@@ -28,6 +28,9 @@ pub struct DiskConfig {
     /// Who moves the data.
     #[serde(default, skip_serializing_if = "is_default")]
     pub engine: Engine,
+    /// Whether the host's page cache is used.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub cache: Cache,
 }
 
 /// Whether a setting is what it is where nothing is said.
@@ -54,6 +57,22 @@ impl Choice for Engine {
         ("sync", Self::Sync),
         ("io_uring", Self::IoUring),
     ];
+}
+
+/// Whether the host's page cache stands between the guest and the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cache {
+    /// It does.
+    #[default]
+    Writeback,
+    /// It does not (O_DIRECT).
+    None,
+}
+
+impl Choice for Cache {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("writeback", Self::Writeback), ("none", Self::None)];
 }
 
 /// Why a disk is not one.
@@ -93,6 +112,7 @@ impl DiskConfig {
             read_only: false,
             serial: None,
             engine: Engine::default(),
+            cache: Cache::default(),
         }
     }
 
@@ -138,6 +158,7 @@ impl FromStr for DiskConfig {
             read_only: list.switch("ro")?,
             serial: list.value("serial")?,
             engine: list.choice("engine")?,
+            cache: list.choice("cache")?,
         };
         list.finish()?;
         disk.validate()?;
@@ -157,6 +178,9 @@ impl fmt::Display for DiskConfig {
         }
         if !is_default(&self.engine) {
             write!(f, ",engine={}", self.engine.name())?;
+        }
+        if !is_default(&self.cache) {
+            write!(f, ",cache={}", self.cache.name())?;
         }
         Ok(())
     }
@@ -185,10 +209,11 @@ mod tests {
                 },
             ),
             (
-                "a.img,ro,engine=io_uring",
+                "a.img,ro,engine=io_uring,cache=none",
                 DiskConfig {
                     read_only: true,
                     engine: Engine::IoUring,
+                    cache: Cache::None,
                     ..DiskConfig::new("a.img")
                 },
             ),
@@ -207,7 +232,7 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache",
             ),
             (
                 "a.img,engine=aio",

@@ -4,20 +4,24 @@
 //! An image file or a block device. The cheapest way to clear a range is found by trying: a file system
 //! or a device that does not know one is not asked again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_io_nr;
 
-use super::image::{self, Image, ImageError};
+use super::direct::{self, Alignment};
+use super::disk::SECTOR;
+use super::image::{self, Access, Image, ImageError};
 use super::iovec::{self, Buffers};
 
-/// Zeroes to write where the host cannot be told to clear a range.
-static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+/// Zeroes that are written at a time where the host cannot be told to clear a range.
+const ZEROES: u64 = 16 << 20;
 
 /// An image file or block device, open and locked.
 #[derive(Debug)]
@@ -27,28 +31,39 @@ pub(super) struct DiskFile {
     pub(super) len: u64,
     /// The size the host handles it in, in bytes.
     pub(super) block_size: u32,
-    /// Holes can be punched.
+    /// What transfers must be like that go around the page cache, if they do.
+    direct: Option<Alignment>,
+    /// How space is given back.
+    discard: Discard,
+    /// Holes can be punched, and read as zeroes.
     punch: AtomicBool,
     /// Ranges can be zeroed in place.
     zero_range: AtomicBool,
 }
 
 impl DiskFile {
-    /// Opens and locks the image at `path`: exclusively, or shared with other readers if `read_only`.
-    pub(super) fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
+    /// Opens and locks the image at `path`: exclusively, or shared with other readers if read-only.
+    pub(super) fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
         let Image {
             file,
             len,
             is_device,
             block_size,
-        } = image::open(path, read_only)?;
-        // What a block device can forget cannot be tried without loss, so only files offer discard.
-        let punch = !read_only && !is_device && can_punch(&file, len);
+            direct,
+        } = image::open(path, access)?;
+        let discard = match (access.read_only, is_device) {
+            (true, _) => Discard::Never,
+            (false, true) if device_discards(&file) => Discard::Device,
+            (false, false) if can_punch(&file, len) => Discard::Punch,
+            (false, _) => Discard::Never,
+        };
         Ok(Self {
             file,
             len,
             block_size,
-            punch: AtomicBool::new(punch),
+            direct,
+            discard,
+            punch: AtomicBool::new(discard != Discard::Never),
             zero_range: AtomicBool::new(true),
         })
     }
@@ -60,9 +75,18 @@ impl DiskFile {
             file,
             len,
             block_size: 512,
+            direct: None,
+            discard: Discard::Never,
             punch: AtomicBool::new(false),
             zero_range: AtomicBool::new(false),
         }
+    }
+
+    /// Asks more of transfers than the host does.
+    #[cfg(test)]
+    pub(super) fn with_alignment(mut self, align: Alignment) -> Self {
+        self.direct = Some(align);
+        self
     }
 
     /// Leaves only these ways to clear a range.
@@ -79,15 +103,33 @@ impl DiskFile {
 
     /// Whether space can be given back.
     pub(super) fn can_discard(&self) -> bool {
-        self.punch.load(Ordering::Relaxed)
+        self.discard != Discard::Never
+    }
+
+    /// Whether the kernel takes the transfer as it is.
+    pub(super) fn takes(&self, offset: u64, buffers: &Buffers) -> bool {
+        self.direct.is_none_or(|align| align.has(offset, buffers))
+    }
+
+    /// The blocks that no two writes may share at once, if there are any.
+    pub(super) fn exclusive_block(&self) -> Option<u64> {
+        let align = self.direct?.offset;
+        (align > SECTOR).then_some(align)
     }
 
     pub(super) fn read(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
-        iovec::read_exact_at(&self.file, buffers, offset)
+        match self.direct {
+            None => iovec::read_exact_at(&self.file, buffers, offset),
+            Some(align) => direct::read(&self.file, align, offset, buffers),
+        }
     }
 
+    /// A write that ends amid an [exclusive block](Self::exclusive_block) must be the only one there.
     pub(super) fn write(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
-        iovec::write_all_at(&self.file, buffers, offset)
+        match self.direct {
+            None => iovec::write_all_at(&self.file, buffers, offset),
+            Some(align) => direct::write(&self.file, align, offset, buffers),
+        }
     }
 
     /// Makes everything written durable.
@@ -97,12 +139,23 @@ impl DiskFile {
 
     /// Gives the space of a range back.
     pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        clear(&self.file, Way::Punch, offset, len)
+        match self.discard {
+            Discard::Never => Ok(()),
+            Discard::Punch => clear(&self.file, Way::Punch, offset, len),
+            Discard::Device => match blkdiscard(&self.file, offset, len) {
+                // Less than a sector of the device's own, or not the part of it that can be discarded: the
+                // contents do not matter, so they may as well stay.
+                Err(error) if error.kind() == ErrorKind::InvalidInput || is_unsupported(&error) => {
+                    Ok(())
+                }
+                result => result,
+            },
+        }
     }
 
     /// Clears a range the cheapest way the host has; in the end by writing zeroes.
     pub(super) fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let (way, works) = if unmap && self.can_discard() {
+        let (way, works) = if unmap && self.punch.load(Ordering::Relaxed) {
             (Way::Punch, &self.punch)
         } else {
             (Way::ZeroInPlace, &self.zero_range)
@@ -119,18 +172,69 @@ impl DiskFile {
         let mut at = offset;
         let mut left = len;
         while left > 0 {
-            let now = usize::try_from(left).map_or(ZEROES.len(), |left| left.min(ZEROES.len()));
-            self.file.write_all_at(&ZEROES[..now], at)?;
-            at += now as u64;
-            left -= now as u64;
+            let now = left.min(ZEROES);
+            self.write(at, Buffers::of_zeroes(now))?;
+            at += now;
+            left -= now;
         }
         Ok(())
+    }
+}
+
+/// A ring that had the file registered goes some time after its last user, and would hold the lock until
+/// then.
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        // A lock that is not there any more is what was wanted.
+        let _ = self.file.unlock();
     }
 }
 
 /// Whether the file system gives space back. Asked beyond the end, where there is none to lose.
 fn can_punch(file: &File, len: u64) -> bool {
     clear(file, Way::Punch, len, 4096).is_ok()
+}
+
+/// How a file gives space back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Discard {
+    Never,
+    /// A hole in an image file.
+    Punch,
+    /// BLKDISCARD of a block device, where what comes back is anything.
+    Device,
+}
+
+/// What a block device can forget cannot be tried without loss, so sysfs is asked
+/// (Documentation/ABI/stable/sysfs-block, discard_max_bytes).
+fn device_discards(file: &File) -> bool {
+    let Ok(metadata) = file.metadata() else {
+        return false;
+    };
+    let device = metadata.rdev();
+    let directory = format!(
+        "/sys/dev/block/{}:{}",
+        libc::major(device),
+        libc::minor(device)
+    );
+    // A partition has its disk's queue.
+    ["queue", "../queue"].into_iter().any(|queue| {
+        let path = format!("{directory}/{queue}/discard_max_bytes");
+        let bytes = fs::read_to_string(path).ok();
+        bytes.is_some_and(|bytes| bytes.trim().parse().is_ok_and(|bytes: u64| bytes > 0))
+    })
+}
+
+// linux/fs.h.
+ioctl_io_nr!(BLKDISCARD, 0x12, 119);
+
+fn blkdiscard(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two 64-bit numbers from its argument.
+    match unsafe { ioctl_with_ref(file, BLKDISCARD(), &range) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// How a range is cleared.

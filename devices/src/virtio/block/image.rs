@@ -1,15 +1,20 @@
 //! Opening an image: everything that can be wrong with it, said before a guest runs.
 //!
 //! A writable image is locked exclusively and a read-only one shared (flock), so that whatever one VM
-//! writes, no other VM has open. The lock lives and dies with the open file.
+//! writes, no other VM has open. The lock lives and dies with the open file, and with what is under way on
+//! it: a process that was killed may hold it for a moment longer, until the host has ended what its
+//! io_uring had begun. So a lock is waited for, briefly.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::direct::Alignment;
 use super::disk::SECTOR;
 
 /// Why an image cannot be a disk. Each is one line with the remedy, if there is one.
@@ -100,6 +105,24 @@ pub enum ImageError {
         /// What the host said.
         source: io::Error,
     },
+    /// The page cache cannot be bypassed.
+    #[error("{path}: its file system cannot do cache=none (O_DIRECT); use cache=writeback")]
+    NoDirect {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its last block is incomplete, and without the page cache only whole ones can be written.
+    #[error(
+        "{path}: its size of {len} bytes is not a multiple of {block}, which cache=none needs on this file system; use cache=writeback, or round it up with `truncate -s %{block} {path}`"
+    )]
+    PartialBlock {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        len: u64,
+        /// The size of a block.
+        block: u64,
+    },
     /// Anything else.
     #[error("{path}: cannot be opened: {source}")]
     Io {
@@ -108,6 +131,15 @@ pub enum ImageError {
         /// What the host said.
         source: io::Error,
     },
+}
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Access {
+    /// Nobody writes it, and others may read it.
+    pub(super) read_only: bool,
+    /// Around the page cache.
+    pub(super) direct: bool,
 }
 
 /// An image, open, locked, and of a size that a disk can have.
@@ -119,10 +151,13 @@ pub(super) struct Image {
     pub(super) is_device: bool,
     /// The size the host handles it in, in bytes: a power of two, 512 to 4096.
     pub(super) block_size: u32,
+    /// What transfers must be like, where they go around the page cache.
+    pub(super) direct: Option<Alignment>,
 }
 
 /// Opens and locks the image at `path`.
-pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
+pub(super) fn open(path: &Path, access: Access) -> Result<Image, ImageError> {
+    let Access { read_only, direct } = access;
     let failed = |source: io::Error| refusal(path, read_only, source);
     let owned = || path.to_owned();
 
@@ -135,14 +170,21 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
         return Err(ImageError::Kind { path: owned() });
     }
     // For a block device, O_EXCL without O_CREAT fails if the host has it mounted.
-    let exclusive = is_device && !read_only;
+    let exclusive = match is_device && !read_only {
+        true => libc::O_EXCL,
+        false => 0,
+    };
+    let around = if direct { libc::O_DIRECT } else { 0 };
     let mut file = OpenOptions::new()
         .read(true)
         .write(!read_only)
-        .custom_flags(if exclusive { libc::O_EXCL } else { 0 })
+        .custom_flags(exclusive | around)
         .open(path)
-        .map_err(failed)?;
-    lock(&file, read_only).map_err(|error| match error {
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if direct => ImageError::NoDirect { path: owned() },
+            _ => failed(error),
+        })?;
+    lock_soon(&file, read_only).map_err(|error| match error {
         TryLockError::WouldBlock => ImageError::Locked { path: owned() },
         TryLockError::Error(source) => ImageError::NoLock {
             path: owned(),
@@ -157,12 +199,46 @@ pub(super) fn open(path: &Path, read_only: bool) -> Result<Image, ImageError> {
     if !len.is_multiple_of(SECTOR) {
         return Err(ImageError::PartialSector { path: owned(), len });
     }
+    let direct = match direct {
+        true => Some(alignment(path, &file, len)?),
+        false => None,
+    };
     Ok(Image {
         file,
         len,
         is_device,
         block_size: block_size(metadata.blksize()),
+        direct,
     })
+}
+
+/// What transfers around the page cache must be like for the whole of `file`.
+fn alignment(path: &Path, file: &File, len: u64) -> Result<Alignment, ImageError> {
+    let path = || path.to_owned();
+    let align = Alignment::of(file).ok_or_else(|| ImageError::NoDirect { path: path() })?;
+    if !align.has_range(0, len) {
+        return Err(ImageError::PartialBlock {
+            path: path(),
+            len,
+            block: align.offset,
+        });
+    }
+    Ok(align)
+}
+
+/// How long a lock may outlive its owner.
+const LINGER: Duration = Duration::from_secs(1);
+
+fn lock_soon(file: &File, read_only: bool) -> Result<(), TryLockError> {
+    let start = Instant::now();
+    loop {
+        match lock(file, read_only) {
+            Err(TryLockError::WouldBlock) if start.elapsed() < LINGER => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn lock(file: &File, read_only: bool) -> Result<(), TryLockError> {

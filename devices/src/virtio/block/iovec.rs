@@ -1,7 +1,6 @@
 //! Bytes straight between a file and guest memory: preadv(2) and pwritev(2) over guest slices.
 //!
-//! The unsafe code of block devices, but for the one call with which io_uring is given an entry. The loop
-//! around the two system calls is safe and does what they leave to the caller: short transfers,
+//! The loop around the two system calls is safe and does what they leave to the caller: short transfers,
 //! interruptions, more buffers than one call takes.
 
 use std::fs::File;
@@ -12,6 +11,13 @@ use crate::mem::GuestSlice;
 
 /// The most buffers the kernel takes in one call: UIO_MAXIOV.
 const MAX_BUFFERS: usize = 1024;
+
+/// Where zeroes are written from.
+static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
+
+/// A page as O_DIRECT wants it.
+#[repr(align(4096))]
+struct Zeroes([u8; 1 << 16]);
 
 /// Addresses of guest buffers, in order, of which the front is used up bit by bit.
 ///
@@ -44,6 +50,21 @@ impl Buffers {
         Self { vector, used: 0 }
     }
 
+    /// So many bytes, all of them zero, to write somewhere; at most 64 MiB.
+    pub(super) fn of_zeroes(len: u64) -> Self {
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut vector = Vec::new();
+        while left > 0 && vector.len() < MAX_BUFFERS {
+            let now = left.min(ZEROES.0.len());
+            vector.push(libc::iovec {
+                iov_base: (&raw const ZEROES.0).cast_mut().cast(),
+                iov_len: now,
+            });
+            left -= now;
+        }
+        Self { vector, used: 0 }
+    }
+
     /// What is left, as much as one call takes.
     pub(super) fn vector(&self) -> &[libc::iovec] {
         let rest = &self.vector[self.used..];
@@ -57,8 +78,14 @@ impl Buffers {
 
     /// How many bytes are left.
     pub(super) fn len(&self) -> u64 {
+        self.parts().map(|(_, len)| len).sum()
+    }
+
+    /// Address and length of each part of what is left.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
         let rest = &self.vector[self.used..];
-        rest.iter().map(|part| part.iov_len as u64).sum()
+        rest.iter()
+            .map(|part| (part.iov_base as u64, part.iov_len as u64))
     }
 
     /// Takes the first `len` bytes out, or all there are.
@@ -109,16 +136,33 @@ impl Buffers {
         })
     }
 
+    /// Fills what is left from `bytes`, which are as many.
+    pub(super) fn copy_from(&self, mut bytes: &[u8]) {
+        for slice in self.slices() {
+            let (now, later) = bytes.split_at(bytes.len().min(slice.len()));
+            slice.copy_from(now);
+            bytes = later;
+        }
+    }
+
+    /// Copies what is left into `bytes`, which are as many.
+    pub(super) fn copy_to(&self, mut bytes: &mut [u8]) {
+        for slice in self.slices() {
+            let (now, later) = bytes.split_at_mut(bytes.len().min(slice.len()));
+            slice.copy_to(now);
+            bytes = later;
+        }
+    }
+
     /// Fills all of it with zeroes.
     pub(super) fn fill_zero(&self) {
-        static ZEROES: [u8; 4096] = [0; 4096];
         for slice in self.slices() {
             let mut at = 0;
             while let Ok(rest) = slice.offset(at)
                 && !rest.is_empty()
             {
-                rest.copy_from(&ZEROES);
-                at += rest.len().min(ZEROES.len());
+                rest.copy_from(&ZEROES.0);
+                at += rest.len().min(ZEROES.0.len());
             }
         }
     }

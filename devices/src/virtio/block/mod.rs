@@ -41,6 +41,7 @@ use self::worker::{Work, Worker};
 use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
 use crate::io::QueueSet;
 
+mod direct;
 pub mod disk;
 mod engine;
 mod errors;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::disk::{Disk, DiskInfo};
 use super::engine::Engine;
 use super::file::DiskFile;
-use super::image::ImageError;
+use super::image::{Access, ImageError};
 use super::store::{Span, Store, StoredDisk};
 
 /// How an image is used.
@@ -20,6 +20,19 @@ pub struct Options {
     pub read_only: bool,
     /// Who moves the data.
     pub engine: Engine,
+    /// Whether the host's page cache is used.
+    pub cache: Cache,
+}
+
+/// Whether the host's page cache stands between the guest and the disk. Either way a guest that flushes
+/// has its data on stable storage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// It does: what was written is read from memory, also by other VMs.
+    #[default]
+    Writeback,
+    /// It does not (O_DIRECT): memory is spent once, in the guest.
+    None,
 }
 
 /// Opens and locks the raw image at `path`: exclusively, or shared with other readers if read-only.
@@ -34,7 +47,7 @@ pub fn open(path: &Path, options: Options) -> Result<Arc<dyn Disk>, ImageError> 
             path: path.to_owned(),
             source,
         })?;
-    let store = Raw::open(path, options.read_only)?;
+    let store = Raw::open(path, options)?;
     Ok(Arc::new(StoredDisk::new(store, options.engine)))
 }
 
@@ -46,14 +59,19 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    pub(super) fn open(path: &Path, read_only: bool) -> Result<Self, ImageError> {
-        Ok(Self::of(DiskFile::open(path, read_only)?, read_only))
+    fn open(path: &Path, options: Options) -> Result<Self, ImageError> {
+        let access = Access {
+            read_only: options.read_only,
+            direct: options.cache == Cache::None,
+        };
+        Ok(Self::of(DiskFile::open(path, access)?, options.read_only))
     }
 
     pub(super) fn of(file: DiskFile, read_only: bool) -> Self {
         let info = DiskInfo {
             capacity: file.len,
             read_only,
+            // A guest that keeps to whole blocks is spared what a part of one costs.
             block_size: file.block_size,
             discard: file.can_discard(),
         };
@@ -75,7 +93,7 @@ impl Store for Raw {
     }
 
     fn is_parallel(&self) -> bool {
-        true
+        self.info.read_only || self.file().exclusive_block().is_none()
     }
 
     fn files(&self) -> &[DiskFile] {
@@ -93,6 +111,11 @@ impl Store for Raw {
     fn write(&self, offset: u64, len: u64, spans: &mut Vec<Span>) -> io::Result<()> {
         self.read(offset, len, spans);
         Ok(())
+    }
+
+    fn is_exclusive(&self, offset: u64, len: u64) -> bool {
+        let block = self.file().exclusive_block();
+        block.is_some_and(|block| !(offset | len).is_multiple_of(block))
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -17,6 +17,8 @@ tests! { "disk":
     SHORT several,
     SHORT from_end_to_end_by_system_calls,
     SHORT from_end_to_end_by_io_uring,
+    SHORT from_end_to_end_around_the_page_cache,
+    SHORT from_end_to_end_around_the_page_cache_by_system_calls,
     SHORT discard,
     SHORT trim,
     SHORT one_image_one_writer,
@@ -116,6 +118,14 @@ fn from_end_to_end_by_system_calls(context: &Context) -> Result<()> {
 
 fn from_end_to_end_by_io_uring(context: &Context) -> Result<()> {
     from_end_to_end(context, ",engine=io_uring")
+}
+
+fn from_end_to_end_around_the_page_cache(context: &Context) -> Result<()> {
+    from_end_to_end(context, ",engine=io_uring,cache=none")
+}
+
+fn from_end_to_end_around_the_page_cache_by_system_calls(context: &Context) -> Result<()> {
+    from_end_to_end(context, ",engine=sync,cache=none")
 }
 
 fn discard(context: &Context) -> Result<()> {

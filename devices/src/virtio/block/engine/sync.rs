@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
+use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::iovec::Buffers;
-use crate::virtio::block::store::Store;
+use crate::virtio::block::store::{Span, Store};
 
 /// A lane that waits for the host.
 #[derive(Debug)]
@@ -51,33 +52,50 @@ pub(super) fn execute(store: &impl Store, op: DiskOp<'_>) -> io::Result<()> {
     }
 }
 
-/// Fills `buffers` from `offset`.
-pub(super) fn read(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
+fn read(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
     let mut spans = Vec::new();
     store.read(offset, buffers.len(), &mut spans);
-    for span in spans {
-        let part = buffers.split(span.len);
-        match span.file.and_then(|index| store.files().get(index)) {
-            Some(file) => file.read(span.offset, part)?,
-            None => part.fill_zero(),
-        }
-    }
-    Ok(())
+    transfer_all(store, false, spans, &mut buffers)
 }
 
-/// Stores `buffers` at `offset`.
 fn write(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
     let mut spans = Vec::new();
     let len = buffers.len();
     store.write(offset, len, &mut spans)?;
-    for span in spans {
-        let part = buffers.split(span.len);
-        let file = span.file.and_then(|index| store.files().get(index));
-        file.ok_or(io::ErrorKind::NotFound)?
-            .write(span.offset, part)?;
-    }
+    transfer_all(store, true, spans, &mut buffers)?;
     store.written(offset, len);
     Ok(())
+}
+
+fn transfer_all(
+    store: &impl Store,
+    write: bool,
+    spans: Vec<Span>,
+    buffers: &mut Buffers,
+) -> io::Result<()> {
+    for span in spans {
+        let file = span.file.and_then(|index| store.files().get(index));
+        transfer(file, write, span.offset, buffers.split(span.len))?;
+    }
+    Ok(())
+}
+
+/// Moves the bytes of one span. Those that are in no file read as zeroes, and cannot be written.
+pub(super) fn transfer(
+    file: Option<&DiskFile>,
+    write: bool,
+    offset: u64,
+    buffers: Buffers,
+) -> io::Result<()> {
+    match (file, write) {
+        (Some(file), false) => file.read(offset, buffers),
+        (Some(file), true) => file.write(offset, buffers),
+        (None, false) => {
+            buffers.fill_zero();
+            Ok(())
+        }
+        (None, true) => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 fn flush_if(store: &impl Store, through: bool) -> io::Result<()> {

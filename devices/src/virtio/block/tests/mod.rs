@@ -2,6 +2,7 @@
 
 pub(super) mod bench;
 mod case;
+mod direct;
 mod face;
 mod flow;
 mod malformed;

@@ -1,0 +1,296 @@
+//! The engine of io_uring: operations are queued, started together with one system call, and end when
+//! the host has done them; nobody waits.
+//!
+//! An operation is one part, an entry of the ring, for each span of the store, and for a flush one for
+//! each file. When its last part has ended it is done, or goes on to a second stage:
+//!
+//! ```text
+//! op ─spans─► parts ─queue─► ring ─enter─► kernel ─► completion ─► part carried on, or ended
+//!                              ▲                          │ short         │ the last of its op
+//!                              ├──────────────────────────┘               ▼
+//!                              └──────── sync, for a write-through ◄── second stage, or done
+//! ```
+//!
+//! What io_uring has no use for is done at once by plain system calls: zeroes, discards, buffers that are
+//! not aligned, and writes that tolerate no others beside them, before which the ring is waited empty.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use self::ring::{Kind, Part, Ring};
+use super::sync;
+use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
+use crate::virtio::block::iovec::Buffers;
+use crate::virtio::block::store::{Span, Store};
+
+mod ring;
+
+/// The most parts of one operation. One that is cut into more is no driver's idea of a request, and is
+/// done at once, so that it costs no memory while it waits.
+const MAX_PARTS: usize = 128;
+
+/// Whether the kernel has an io_uring that will do.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check() -> io::Result<()> {
+    ring::set_up(2).map(drop)
+}
+
+/// An operation that has parts.
+#[derive(Debug)]
+struct Op {
+    /// Parts that have not ended.
+    parts: u32,
+    /// The first error of any of them.
+    result: io::Result<()>,
+    then: Then,
+}
+
+/// What is to be done when all parts of an operation have ended well.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    Nothing,
+    /// Say that the range was written, and maybe make it durable.
+    Written {
+        offset: u64,
+        len: u64,
+        through: bool,
+    },
+}
+
+/// A lane with a ring of its own.
+#[derive(Debug)]
+pub(super) struct UringLane<S: Store> {
+    store: Arc<S>,
+    ring: Ring,
+    /// By tag.
+    ops: Vec<Option<Op>>,
+    /// Operations that ended since somebody asked.
+    done: Vec<(Tag, io::Result<()>)>,
+}
+
+impl<S: Store> UringLane<S> {
+    /// A lane of `store` with at most `depth` operations under way.
+    pub(super) fn new(store: Arc<S>, depth: u16) -> io::Result<Self> {
+        let files: Vec<RawFd> = store.files().iter().map(|file| file.fd()).collect();
+        Ok(Self {
+            ring: Ring::new(u32::from(depth).next_power_of_two(), &files)?,
+            store,
+            ops: (0..depth).map(|_| None).collect(),
+            done: Vec::new(),
+        })
+    }
+
+    /// Queues the parts of `op`; those that need no ring are done on the way.
+    fn begin(&mut self, tag: Tag, op: DiskOp<'_>) -> io::Result<Op> {
+        let mut begun = Op {
+            parts: 0,
+            result: Ok(()),
+            then: Then::Nothing,
+        };
+        let mut spans = Vec::new();
+        let (kind, buffers) = match op {
+            DiskOp::Read { offset, buffers } => {
+                let buffers = Buffers::of(buffers);
+                self.store.read(offset, buffers.len(), &mut spans);
+                (Kind::Read, buffers)
+            }
+            DiskOp::Write {
+                offset,
+                buffers,
+                through,
+            } => {
+                let buffers = Buffers::of(buffers);
+                let len = buffers.len();
+                self.store.write(offset, len, &mut spans)?;
+                begun.then = Then::Written {
+                    offset,
+                    len,
+                    through,
+                };
+                (Kind::Write, buffers)
+            }
+            DiskOp::Flush if self.store.is_flushed_by_sync() => {
+                self.queue_syncs(tag, &mut begun);
+                return Ok(begun);
+            }
+            DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => {
+                sync::execute(self.store.as_ref(), op)?;
+                return Ok(begun);
+            }
+        };
+        if spans.len() > MAX_PARTS {
+            sync::execute(self.store.as_ref(), op)?;
+            begun.then = Then::Nothing;
+            return Ok(begun);
+        }
+        self.queue_spans(kind, tag, spans, buffers, &mut begun);
+        Ok(begun)
+    }
+
+    fn queue_spans(
+        &mut self,
+        kind: Kind,
+        tag: Tag,
+        spans: Vec<Span>,
+        mut buffers: Buffers,
+        op: &mut Op,
+    ) {
+        for span in spans {
+            let part = buffers.split(span.len);
+            let files = self.store.files();
+            let result = match span.file.and_then(|index| files.get(index)) {
+                Some(file) if file.takes(span.offset, &part) => {
+                    self.ring.queue(Part {
+                        tag,
+                        kind,
+                        file: span.file.unwrap_or_default(),
+                        offset: span.offset,
+                        buffers: part,
+                    });
+                    op.parts += 1;
+                    Ok(())
+                }
+                file => sync::transfer(file, kind == Kind::Write, span.offset, part),
+            };
+            if op.result.is_ok() {
+                op.result = result;
+            }
+        }
+    }
+
+    fn queue_syncs(&mut self, tag: Tag, op: &mut Op) {
+        for file in 0..self.store.files().len() {
+            self.ring.queue(Part {
+                tag,
+                kind: Kind::Sync,
+                file,
+                offset: 0,
+                buffers: Buffers::default(),
+            });
+            op.parts += 1;
+        }
+    }
+
+    /// Parts have ended, and operations with them.
+    fn end_parts(&mut self, ended: Vec<(Tag, io::Result<()>)>) {
+        for (tag, result) in ended {
+            let Some(slot) = self.ops.get_mut(tag.0 as usize) else {
+                continue;
+            };
+            let Some(op) = slot else { continue };
+            op.parts -= 1;
+            if op.result.is_ok() {
+                op.result = result;
+            }
+            if op.parts == 0
+                && let Some(op) = slot.take()
+            {
+                self.end_stage(tag, op);
+            }
+        }
+    }
+
+    /// All parts of an operation have ended.
+    fn end_stage(&mut self, tag: Tag, mut op: Op) {
+        let then = std::mem::replace(&mut op.then, Then::Nothing);
+        if let (
+            Ok(()),
+            Then::Written {
+                offset,
+                len,
+                through,
+            },
+        ) = (&op.result, then)
+        {
+            self.store.written(offset, len);
+            if through && self.store.is_flushed_by_sync() && !self.ring.is_broken() {
+                self.queue_syncs(tag, &mut op);
+                return self.keep(tag, op);
+            }
+            if through {
+                op.result = self.store.flush();
+            }
+        }
+        self.done.push((tag, op.result));
+    }
+
+    fn keep(&mut self, tag: Tag, op: Op) {
+        if let Some(slot) = self.ops.get_mut(tag.0 as usize) {
+            *slot = Some(op);
+        }
+    }
+
+    /// Waits until nothing is under way.
+    fn quiesce(&mut self) {
+        loop {
+            let ended = self.ring.ended(true);
+            if ended.is_empty() {
+                return;
+            }
+            self.end_parts(ended);
+        }
+    }
+
+    /// Whether `op` tolerates nothing beside it.
+    fn is_exclusive(&self, op: &DiskOp<'_>) -> bool {
+        match op {
+            DiskOp::Write {
+                offset, buffers, ..
+            } => {
+                let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+                self.store.is_exclusive(*offset, len)
+            }
+            DiskOp::Discard { offset, len } | DiskOp::WriteZeroes { offset, len, .. } => {
+                self.store.is_exclusive(*offset, *len)
+            }
+            DiskOp::Read { .. } | DiskOp::Flush => false,
+        }
+    }
+}
+
+impl<S: Store> DiskLane for UringLane<S> {
+    fn submit(&mut self, tag: Tag, op: DiskOp<'_>) -> Progress {
+        if self.ring.is_broken() {
+            return Progress::Done(Err(io::Error::other("io_uring failed earlier")));
+        }
+        if self.is_exclusive(&op) {
+            self.quiesce();
+            return Progress::Done(sync::execute(self.store.as_ref(), op));
+        }
+        match self.begin(tag, op) {
+            Err(error) => return Progress::Done(Err(error)),
+            Ok(op) if op.parts == 0 => self.end_stage(tag, op),
+            Ok(op) => self.keep(tag, op),
+        }
+        Progress::Pending
+    }
+
+    fn start(&mut self) {
+        self.ring.start();
+    }
+
+    fn completion_event(&self) -> Option<RawFd> {
+        Some(self.ring.fd())
+    }
+
+    fn completed(&mut self, wait: bool) -> Vec<(Tag, io::Result<()>)> {
+        // Second stages may end at once too.
+        loop {
+            let ended = self.ring.ended(wait && self.done.is_empty());
+            if ended.is_empty() {
+                return std::mem::take(&mut self.done);
+            }
+            self.end_parts(ended);
+        }
+    }
+}
+
+/// What has been written is said to be, so that the store knows of it.
+impl<S: Store> Drop for UringLane<S> {
+    fn drop(&mut self) {
+        self.quiesce();
+    }
+}

@@ -1,0 +1,230 @@
+//! Around the page cache, with buffers and offsets as no driver aligns them.
+
+use std::fs;
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tempfile::NamedTempFile;
+use vm_memory::VolatileSlice;
+
+use super::bench::Bench;
+use super::raw::engines;
+use crate::virtio::block::direct::Alignment;
+use crate::virtio::block::disk::{Disk, DiskOp, Progress, SECTOR, Tag};
+use crate::virtio::block::file::DiskFile;
+use crate::virtio::block::image::{Access, ImageError};
+use crate::virtio::block::raw::{Cache, Options, Raw, open};
+use crate::virtio::block::store::StoredDisk;
+
+const DIRECT: Access = Access {
+    read_only: false,
+    direct: true,
+};
+
+/// A file around the page cache, unless the file system of the temporary directory knows no such thing.
+fn file(image: &NamedTempFile) -> Option<DiskFile> {
+    match DiskFile::open(image.path(), DIRECT) {
+        Ok(file) => Some(file),
+        Err(ImageError::NoDirect { .. }) => {
+            eprintln!("skipped: the file system of the temporary directory has no O_DIRECT");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn direct_is_what_the_option_asks_for() {
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let Some(file) = file(&image) else { return };
+    let flags = |fd| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    // O_DIRECT, fcntl.h of x86-64 and most others: 040000, in the octal of fdinfo.
+    let direct = |fd| {
+        let info = flags(fd);
+        let octal = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        i32::from_str_radix(octal.unwrap().trim(), 8).unwrap() & libc::O_DIRECT != 0
+    };
+    assert!(direct(file.fd()));
+    drop(file);
+    let file = DiskFile::open(image.path(), Access::default()).unwrap();
+    assert!(!direct(file.fd()));
+}
+
+#[test]
+fn a_size_that_whole_blocks_do_not_make_is_refused() {
+    let align = Alignment {
+        memory: 512,
+        offset: 4096,
+    };
+    assert!(align.has_range(0, 8192) && !align.has_range(0, 4608) && !align.has_range(512, 4096));
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(512 * 3).unwrap();
+    let options = Options {
+        cache: Cache::None,
+        ..Options::default()
+    };
+    // Whether blocks are larger here is the host's affair; either way it is one line.
+    if let Err(error) = open(image.path(), options) {
+        let message = error.to_string();
+        assert!(message.contains("cache=writeback"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+/// Each reads the block that all of them are in, and writes it back.
+#[test]
+fn parts_of_one_block_written_at_once_all_arrive() {
+    for engine in engines() {
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(4 << 12).unwrap();
+        let Some(file) = file(&image) else { return };
+        let file = file.with_alignment(Alignment {
+            memory: 512,
+            offset: 4096,
+        });
+        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Raw::of(file, false), engine));
+        assert!(
+            !disk.is_parallel(),
+            "lanes would not see each other's writes"
+        );
+        let mut bench = Bench::new(&disk);
+        let mut memory = Sectors([[0; 512]; 8]);
+        let mut pending = 0;
+        for round in 0..10u8 {
+            for (tag, bytes) in (0u8..).zip(&mut memory.0) {
+                bytes.fill(round * 8 + tag);
+                let whole = tag == 7;
+                let buffers = [VolatileSlice::from(&mut bytes[..])];
+                let many = [buffers[0]; 8];
+                // Seven sectors of the second block, and all of the third.
+                let op = DiskOp::Write {
+                    offset: if whole {
+                        8192
+                    } else {
+                        4096 + u64::from(tag) * SECTOR
+                    },
+                    buffers: if whole { &many } else { &buffers },
+                    through: false,
+                };
+                match bench.lane.submit(Tag(tag.into()), op) {
+                    Progress::Done(result) => result.unwrap(),
+                    Progress::Pending => pending += 1,
+                }
+            }
+            bench.lane.start();
+            while pending > 0 {
+                for (_, result) in bench.lane.completed(true) {
+                    result.unwrap();
+                    pending -= 1;
+                }
+            }
+            let mut expected: Vec<u8> = (0..7).flat_map(|tag| [round * 8 + tag; 512]).collect();
+            expected.extend([0; 512]);
+            expected.extend([round * 8 + 7; 4096]);
+            assert_eq!(bench.read(4096, &[8192]).unwrap(), expected);
+        }
+    }
+}
+
+/// Where O_DIRECT takes them from as they are.
+#[repr(align(512))]
+struct Sectors([[u8; 512]; 8]);
+
+/// One operation, its data at odd addresses and in odd pieces.
+#[derive(Debug, Clone)]
+struct Step {
+    kind: u8,
+    sector: u64,
+    sectors: u64,
+    byte: u8,
+    /// Where the buffers are cut.
+    cuts: Vec<usize>,
+}
+
+const SECTORS: u64 = 64;
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = (0..SECTORS).prop_flat_map(|sector| (Just(sector), 1..=(SECTORS - sector).min(24)));
+    (place, 0..3u8, any::<u8>(), vec(any::<usize>(), 0..4)).prop_map(
+        |((sector, sectors), kind, byte, cuts)| Step {
+            kind,
+            sector,
+            sectors,
+            byte,
+            cuts,
+        },
+    )
+}
+
+fn pieces(len: usize, cuts: &[usize]) -> Vec<usize> {
+    let mut ends: Vec<usize> = cuts.iter().map(|at| 1 + at % len).collect();
+    ends.push(len);
+    ends.sort_unstable();
+    ends.dedup();
+    let mut from = 0;
+    ends.into_iter()
+        .map(|end| end - std::mem::replace(&mut from, end))
+        .collect()
+}
+
+fn check(disk: &Arc<dyn Disk>, steps: &[Step]) {
+    let mut bench = Bench::new(disk);
+    let mut model = vec![0u8; usize::try_from(SECTORS * SECTOR).unwrap()];
+    for Step {
+        kind,
+        sector,
+        sectors,
+        byte,
+        cuts,
+    } in steps
+    {
+        let offset = sector * SECTOR;
+        let from = usize::try_from(offset).unwrap();
+        let len = usize::try_from(sectors * SECTOR).unwrap();
+        let part = &mut model[from..from + len];
+        let pieces = pieces(len, cuts);
+        match kind {
+            0 => assert_eq!(bench.read(offset, &pieces).unwrap(), part),
+            1 => {
+                for (n, to) in part.iter_mut().enumerate() {
+                    *to = byte.wrapping_add(u8::try_from(n % 251).unwrap());
+                }
+                let mut rest = &*part;
+                let parts: Vec<&[u8]> = pieces
+                    .iter()
+                    .map(|len| rest.split_off(..*len).unwrap())
+                    .collect();
+                bench.write(offset, &parts).unwrap();
+            }
+            _ => {
+                part.fill(0);
+                bench.zero(offset, sectors * SECTOR, false).unwrap();
+            }
+        }
+    }
+    let whole = usize::try_from(SECTORS * SECTOR).unwrap();
+    assert!(bench.read(0, &[whole]).unwrap() == model);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(30) })]
+
+    #[test]
+    fn every_byte_arrives_whatever_the_alignment(steps in vec(step(), 1..16), zero_range: bool) {
+        let image = NamedTempFile::new().unwrap();
+        for engine in engines() {
+            for (memory, offset) in [(512, 512), (4096, 512), (512, 4096), (4096, 4096)] {
+                image.as_file().set_len(0).unwrap();
+                image.as_file().set_len(SECTORS * SECTOR).unwrap();
+                let Some(file) = file(&image) else { return Ok(()) };
+                let file = file.with_alignment(Alignment { memory, offset });
+                file.restrict(true, zero_range);
+                let store = Raw::of(file, false);
+                let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(store, engine));
+                check(&disk, &steps);
+            }
+        }
+    }
+}
