@@ -19,6 +19,7 @@ use vmm::config::{
 use vmm::console::ConsoleConfig;
 
 use crate::duration::Limit;
+use crate::report::ReportPath;
 use crate::watch::{KernelErrors, Pattern, Wanted};
 pub use file::FileError;
 
@@ -128,12 +129,14 @@ pub struct Settings {
     /// prompt is before it ends; `$` matches a prompt that has stood for a moment. Colours and other
     /// escape sequences are left out. Example: `--expect 'login: $'`.
     #[arg(long, value_name = "REGEX", help_heading = "Testing")]
+    #[serde(deserialize_with = "forms::one_or_more")]
     pub expect: Vec<Pattern>,
     /// Fail as soon as a console line matches this regular expression; repeatable
     ///
     /// The VM is ended with status 122. Of two lines the first decides; on one line --fail-on wins.
     /// Example: `--fail-on 'segfault at' --fail-on '^FAIL'`.
     #[arg(long, value_name = "REGEX", help_heading = "Testing")]
+    #[serde(deserialize_with = "forms::one_or_more")]
     pub fail_on: Vec<Pattern>,
     /// What to make of a panic, oops, BUG, hung task, KASAN report or RCU stall on the console
     ///
@@ -147,6 +150,18 @@ pub struct Settings {
         help_heading = "Testing"
     )]
     pub kernel_errors: Option<KernelErrors>,
+    /// Write down what happened: PATH.json, or PATH.xml for JUnit; repeatable
+    ///
+    /// How the VM ended and why, when its stages came, what became of each --expect, the kernel's errors
+    /// with their text, the console's last lines where the run did not pass, CPU time and memory, and how
+    /// often the guest was left for mvm. The file is emptied at the start. Example: `--report boot.xml`.
+    #[arg(
+        long = "report",
+        value_name = "PATH.json|PATH.xml",
+        help_heading = "Testing"
+    )]
+    #[serde(rename = "report", deserialize_with = "forms::one_or_more")]
+    pub reports: Vec<ReportPath>,
     /// How much mvm logs [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = "Running")]
     pub log_level: Option<LogLevel>,
@@ -220,6 +235,8 @@ pub struct Run {
     pub timeout: Option<Limit>,
     /// What its console is looked at for.
     pub wanted: Wanted,
+    /// Where to report.
+    pub reports: Vec<ReportPath>,
     /// What is logged.
     pub log_level: LevelFilter,
     /// Where to, other than standard error.
@@ -257,6 +274,7 @@ impl Settings {
                 fail_on: settings.fail_on,
                 kernel_errors: settings.kernel_errors,
             },
+            reports: settings.reports,
             log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
             log_file: settings.log_file,
         })
@@ -285,6 +303,7 @@ impl Settings {
             expect,
             fail_on,
             kernel_errors,
+            reports,
             log_level,
             log_file,
         } = self;
@@ -308,6 +327,7 @@ impl Settings {
             expect: some_or(expect, other.expect),
             fail_on: some_or(fail_on, other.fail_on),
             kernel_errors: kernel_errors.or(other.kernel_errors),
+            reports: some_or(reports, other.reports),
             log_level: log_level.or(other.log_level),
             log_file: log_file.or(other.log_file),
         }
@@ -327,7 +347,13 @@ impl Settings {
             _ => None,
         };
         let vsock = self.vsock.as_mut().and_then(|vsock| vsock.uds.as_mut());
-        let paths = files.into_iter().flatten().chain(console).chain(vsock);
+        let reports = self.reports.iter_mut().map(ReportPath::path_mut);
+        let paths = files
+            .into_iter()
+            .flatten()
+            .chain(console)
+            .chain(reports)
+            .chain(vsock);
         for path in paths.chain(disks.map(|disk| &mut disk.path)) {
             // An empty path is a mistake that joining would hide.
             if !path.as_os_str().is_empty() {

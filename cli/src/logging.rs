@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::terminal;
 use budget::{Budget, Verdict};
-use stamp::Stamp;
+pub use stamp::Stamp;
 
 /// Why there is no log.
 #[derive(Debug, Error)]

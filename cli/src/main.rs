@@ -11,10 +11,13 @@ mod host;
 mod keys;
 mod logging;
 mod policy;
+mod record;
+mod report;
 mod run;
 mod signals;
 mod status;
 mod terminal;
+mod usage;
 mod watch;
 
 use std::env;
@@ -24,8 +27,10 @@ use std::process::ExitCode;
 
 use args::{Command, CommandLine, Refusal};
 use config::Settings;
+use record::Start;
 
 fn main() -> ExitCode {
+    let start = Start::now();
     let line = match CommandLine::read(env::args_os()) {
         Ok(line) => line,
         Err(Refusal::Usage(message)) => return fail(&message),
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
     let done = match line.command {
         Some(Command::Doctor(args)) => doctor::run(&args).map_err(Into::into),
         Some(Command::Ctl(args)) => ctl::run(args).map_err(Into::into),
-        None => boot(line.settings, line.config.as_deref()),
+        None => boot(line.settings, line.config.as_deref(), start),
     };
     match done {
         Ok(status) => ExitCode::from(status),
@@ -46,8 +51,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn boot(settings: Settings, file: Option<&Path>) -> Result<u8, Box<dyn Error>> {
-    Ok(run::run(settings.resolve(file)?)?)
+fn boot(settings: Settings, file: Option<&Path>, start: Start) -> Result<u8, Box<dyn Error>> {
+    Ok(run::run(settings.resolve(file)?, start)?)
 }
 
 /// mvm's own failure: one line, whatever the message quotes.

@@ -8,6 +8,7 @@
 //! expected had come by then. What the guest had printed when it ended is read to the end first, so the
 //! status does not depend on who was faster.
 
+use serde::Serialize;
 use vmm::ExitReason;
 
 use crate::signals::Number;
@@ -42,9 +43,39 @@ pub enum Step {
     Nothing,
 }
 
+/// How the VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// The guest did it.
+    PoweredOff,
+    /// The guest did it.
+    Rebooted,
+    /// The guest did it.
+    Halted,
+    /// The guest's kernel gave up.
+    Panicked,
+    /// The guest crashed.
+    TripleFaulted,
+    /// Everything expected had come.
+    ExpectationsMet,
+    /// Something came that must not.
+    ExpectationFailed,
+    /// `--timeout` ran out.
+    TimedOut,
+    /// A signal to mvm.
+    Signal,
+    /// Ctrl-A x.
+    Key,
+    /// A client of `--api`.
+    Stopped,
+}
+
 /// How it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
+    /// How the VM ended.
+    pub ended: Ending,
     /// The exit status.
     pub status: u8,
     /// What to say where that is not plain.
@@ -52,15 +83,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn plain() -> Self {
+    fn plain(ended: Ending) -> Self {
         Self {
+            ended,
             status: 0,
             message: None,
         }
     }
 
-    fn new(status: u8, message: impl Into<String>) -> Self {
+    fn new(ended: Ending, status: u8, message: impl Into<String>) -> Self {
         Self {
+            ended,
             status,
             message: Some(message.into()),
         }
@@ -107,24 +140,29 @@ impl Policy {
         let failure = watch.and_then(Watch::failure).unwrap_or_default();
         let unmet = watch.and_then(Watch::unmet);
         match (self.cause, reason) {
-            (Some(Event::Verdict(Verdict::Failed)), _) => {
-                Outcome::new(status::EXPECTATION_FAILED, failure)
-            }
-            (Some(Event::Verdict(Verdict::Met)), _) => Outcome::plain(),
+            (Some(Event::Verdict(Verdict::Failed)), _) => Outcome::new(
+                Ending::ExpectationFailed,
+                status::EXPECTATION_FAILED,
+                failure,
+            ),
+            (Some(Event::Verdict(Verdict::Met)), _) => Outcome::plain(Ending::ExpectationsMet),
             (Some(Event::Verdict(Verdict::Crashed)), _) => {
-                Outcome::new(status::GUEST_CRASHED, failure)
+                Outcome::new(Ending::Panicked, status::GUEST_CRASHED, failure)
             }
-            (_, ExitReason::Panicked) => {
-                Outcome::new(status::GUEST_CRASHED, "the guest's kernel panicked")
-            }
+            (_, ExitReason::Panicked) => Outcome::new(
+                Ending::Panicked,
+                status::GUEST_CRASHED,
+                "the guest's kernel panicked",
+            ),
             (_, ExitReason::TripleFault) => Outcome::new(
+                Ending::TripleFaulted,
                 status::GUEST_CRASHED,
                 "the guest triple-faulted: a CPU met a fault while handling a fault",
             ),
             (cause, ExitReason::Stopped) => stopped(cause, unmet),
-            (_, ExitReason::PoweredOff) => by_itself("powered off", unmet),
-            (_, ExitReason::Rebooted) => by_itself("rebooted", unmet),
-            (_, ExitReason::Halted) => by_itself("halted", unmet),
+            (_, ExitReason::PoweredOff) => by_itself(Ending::PoweredOff, "powered off", unmet),
+            (_, ExitReason::Rebooted) => by_itself(Ending::Rebooted, "rebooted", unmet),
+            (_, ExitReason::Halted) => by_itself(Ending::Halted, "halted", unmet),
         }
     }
 }
@@ -134,14 +172,20 @@ fn stopped(cause: Option<Event>, unmet: Option<String>) -> Outcome {
     let but = |unmet: Option<String>| unmet.map_or_else(String::new, |it| format!("; {it}"));
     match cause {
         Some(Event::Ask(signal) | Event::End(signal)) => Outcome::new(
+            Ending::Signal,
             signal.status(),
             format!("the VM was ended by {}", signal.name()),
         ),
         Some(Event::Deadline) => Outcome::new(
+            Ending::TimedOut,
             status::TIMED_OUT,
             format!("the VM was ended: --timeout ran out{}", but(unmet)),
         ),
-        _ => Outcome::new(
+        other => Outcome::new(
+            match other {
+                Some(_) => Ending::Key,
+                None => Ending::Stopped,
+            },
             unmet.as_ref().map_or(0, |_| status::EXPECTATION_FAILED),
             format!("the VM was ended{}", but(unmet)),
         ),
@@ -149,11 +193,14 @@ fn stopped(cause: Option<Event>, unmet: Option<String>) -> Outcome {
 }
 
 /// The guest ended by itself.
-fn by_itself(how: &str, unmet: Option<String>) -> Outcome {
-    unmet.map_or_else(Outcome::plain, |unmet| {
-        let message = format!("the guest {how}, and {unmet}");
-        Outcome::new(status::EXPECTATION_FAILED, message)
-    })
+fn by_itself(ended: Ending, how: &str, unmet: Option<String>) -> Outcome {
+    match unmet {
+        None => Outcome::plain(ended),
+        Some(unmet) => {
+            let message = format!("the guest {how}, and {unmet}");
+            Outcome::new(ended, status::EXPECTATION_FAILED, message)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -245,12 +292,17 @@ mod tests {
         use ExitReason::{Halted, Panicked, PoweredOff, Rebooted, Stopped, TripleFault};
         for reason in [PoweredOff, Rebooted, Halted, Panicked, TripleFault, Stopped] {
             let (policy, seen) = watch("good", "bad", &["good", "bad"]);
-            assert_eq!(policy.outcome(reason, Some(&seen)), Outcome::plain());
+            let outcome = policy.outcome(reason, Some(&seen));
+            assert_eq!(outcome, Outcome::plain(Ending::ExpectationsMet));
             let (policy, seen) = watch("good", "bad", &["bad", "good"]);
             let outcome = policy.outcome(reason, Some(&seen));
             assert_eq!(
                 outcome,
-                Outcome::new(122, "--fail-on 'bad' matched: bad"),
+                Outcome::new(
+                    Ending::ExpectationFailed,
+                    122,
+                    "--fail-on 'bad' matched: bad"
+                ),
                 "{reason:?}"
             );
         }
@@ -258,17 +310,23 @@ mod tests {
 
     #[test]
     fn what_is_expected_and_does_not_come_fails_a_guest_that_ends_well() {
-        for (reason, status, message) in [
+        for (reason, ended, status, message) in [
             (
                 ExitReason::PoweredOff,
+                Ending::PoweredOff,
                 122,
                 "the guest powered off, and no line matched --expect 'good'",
             ),
-            (ExitReason::Panicked, 123, "the guest's kernel panicked"),
+            (
+                ExitReason::Panicked,
+                Ending::Panicked,
+                123,
+                "the guest's kernel panicked",
+            ),
         ] {
             let (policy, seen) = watch("good", "bad", &["x"]);
             let outcome = policy.outcome(reason, Some(&seen));
-            assert_eq!(outcome, Outcome::new(status, message));
+            assert_eq!(outcome, Outcome::new(ended, status, message));
         }
         for (event, status) in [
             (Event::Deadline, 124),
@@ -285,10 +343,8 @@ mod tests {
     #[test]
     fn a_guest_that_ended_by_itself_is_judged_by_that() {
         let (policy, _) = after(&[Event::Deadline]);
-        assert_eq!(
-            policy.outcome(ExitReason::PoweredOff, None),
-            Outcome::plain()
-        );
+        let outcome = policy.outcome(ExitReason::PoweredOff, None);
+        assert_eq!(outcome, Outcome::plain(Ending::PoweredOff));
         for reason in [ExitReason::Panicked, ExitReason::TripleFault] {
             assert_eq!(status_of(&policy, reason), 123);
         }

@@ -70,6 +70,16 @@ fn values_that_mean_nothing() {
         ),
         ("--fail-on", "", &["--fail-on", "empty pattern"]),
         (
+            "--report",
+            "out.txt",
+            &["--report out.txt", ".json", ".xml (JUnit)"],
+        ),
+        (
+            "--report",
+            "no/such/dir/out.xml",
+            &["the report no/such/dir/out.xml", "No such file"],
+        ),
+        (
             "--kernel-errors",
             "maybe",
             &["--kernel-errors maybe", "fatal"],

@@ -86,7 +86,8 @@ vsock = "cid=7,uds=v"
 console = "file=boot.log"
 api = "vm.sock"
 timeout = "90s"
-expect = ['login: $']
+expect = 'login: $'
+report = ["out.xml", "out.json"]
 fail-on = ["a", "b"]
 kernel-errors = "fatal"
 log-level = "debug"
@@ -101,6 +102,7 @@ log-file = "mvm.log"
   "balloon": { "size": "64M", "deflate-on-oom": false },
   "vsock": { "cid": 7, "uds": "v" },
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
+  "report": ["out.xml", "out.json"],
   "console": "file=boot.log", "api": "vm.sock", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
 
     fn expected() -> Settings {
@@ -132,6 +134,7 @@ log-file = "mvm.log"
             expect: vec!["login: $".parse().unwrap()],
             fail_on: vec!["a".parse().unwrap(), "b".parse().unwrap()],
             kernel_errors: Some(KernelErrors::Fatal),
+            reports: vec!["out.xml".parse().unwrap(), "out.json".parse().unwrap()],
             log_level: Some(LogLevel::Debug),
             log_file: Some("mvm.log".into()),
             ..Settings::default()

@@ -5,23 +5,29 @@
 
 mod kernel;
 mod pattern;
-mod printk;
+pub mod printk;
+mod sought;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use vmm::events::{Event, EventKind};
 
-pub use kernel::KernelErrors;
-use kernel::{KernelWatch, Trouble};
+use kernel::KernelWatch;
+pub use kernel::{KernelError, KernelErrors, Trouble};
 use pattern::Extent;
 pub use pattern::Pattern;
+pub use sought::Sought;
+
+/// How many of the console's last lines are kept.
+const TAIL: usize = 50;
 
 /// How long a line without an end must have rested before it counts as a prompt.
 const PROMPT: Duration = Duration::from_millis(300);
 
 /// What to look for.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Each must match a line.
     pub expect: Vec<Pattern>,
@@ -50,21 +56,14 @@ pub enum Verdict {
     Crashed,
 }
 
-/// An expectation and what became of it.
-#[derive(Debug)]
-struct Expectation {
-    pattern: Pattern,
-    /// When the first line matched it.
-    met: Option<Instant>,
-}
-
 /// Looks for what is wanted.
 #[derive(Debug)]
 pub struct Watch {
-    expected: Vec<Expectation>,
-    fail_on: Vec<Pattern>,
+    expected: Vec<Sought>,
+    forbidden: Vec<Sought>,
     kernel_errors: KernelErrors,
     kernel: KernelWatch,
+    tail: VecDeque<String>,
     /// The line that has not ended, and when it will have rested.
     unfinished: Option<(String, Instant)>,
     /// Fatal trouble of the kernel, whose report is still being made.
@@ -77,15 +76,12 @@ pub struct Watch {
 impl Watch {
     /// Nothing has been seen.
     pub fn new(wanted: Wanted) -> Self {
-        let expected = wanted
-            .expect
-            .into_iter()
-            .map(|pattern| Expectation { pattern, met: None });
         Self {
-            expected: expected.collect(),
-            fail_on: wanted.fail_on,
+            expected: Sought::all(wanted.expect),
+            forbidden: Sought::all(wanted.fail_on),
             kernel_errors: wanted.kernel_errors.unwrap_or(KernelErrors::Report),
             kernel: KernelWatch::default(),
+            tail: VecDeque::new(),
             unfinished: None,
             trouble: None,
             verdict: None,
@@ -98,6 +94,7 @@ impl Watch {
         match &event.kind {
             EventKind::Line(text) => {
                 self.unfinished = None;
+                self.keep(text);
                 let verdict = self.look(event.at, text, Extent::Whole);
                 let trouble = self.look_for_trouble(event.at, text);
                 verdict.or(trouble)
@@ -135,18 +132,26 @@ impl Watch {
         if self.verdict.is_some() || self.trouble.is_some() {
             return None;
         }
-        if let Some(pattern) = self.fail_on.iter().find(|it| it.matches(text, extent)) {
+        let mut forbidden = self.forbidden.iter_mut();
+        let matched = forbidden.find_map(|it| it.look(at, text, extent).then_some(&it.pattern));
+        if let Some(pattern) = matched {
             self.failure = Some(format!("--fail-on '{pattern}' matched: {text}"));
             return self.decide(Verdict::Failed);
         }
-        let open = self.expected.iter_mut().filter(|it| it.met.is_none());
-        let mut matched = false;
-        for expectation in open.filter(|it| it.pattern.matches(text, extent)) {
-            expectation.met = Some(at);
-            matched = true;
+        let mut news = false;
+        for expected in &mut self.expected {
+            news |= expected.look(at, text, extent);
         }
-        let met = matched && self.expected.iter().all(|it| it.met.is_some());
+        let met = news && self.expected.iter().all(|it| it.found.is_some());
         met.then(|| self.decide(Verdict::Met)).flatten()
+    }
+
+    /// Keeps the console's last lines.
+    fn keep(&mut self, text: &str) {
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(text.to_owned());
     }
 
     /// Looks for the kernel's trouble. A fatal one settles the matter, but its report is waited for.
@@ -187,9 +192,29 @@ impl Watch {
 
     /// What is still expected, in words.
     pub fn unmet(&self) -> Option<String> {
-        let unmet = self.expected.iter().filter(|it| it.met.is_none());
+        let unmet = self.expected.iter().filter(|it| it.found.is_none());
         let unmet: Vec<_> = unmet.map(|it| format!("'{}'", it.pattern)).collect();
         (!unmet.is_empty()).then(|| format!("no line matched --expect {}", unmet.join(", ")))
+    }
+
+    /// What must come.
+    pub fn expected(&self) -> &[Sought] {
+        &self.expected
+    }
+
+    /// What must not come.
+    pub fn forbidden(&self) -> &[Sought] {
+        &self.forbidden
+    }
+
+    /// The kernel's reports of trouble.
+    pub fn kernel_errors(&self) -> &[KernelError] {
+        self.kernel.errors()
+    }
+
+    /// The console's last lines.
+    pub fn tail(&self) -> impl Iterator<Item = &str> {
+        self.tail.iter().map(String::as_str)
     }
 
     /// What is to be told of the kernel's trouble when all is over, where it did not end the VM.

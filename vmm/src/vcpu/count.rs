@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::Serialize;
+
 /// Why a vCPU left the guest. What KVM deals with by itself is not among it, such as a doorbell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -38,7 +40,7 @@ impl ExitCounter {
 }
 
 /// How often the vCPUs left the guest so that mvm had to act, by reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct ExitCounts {
     /// Reads of I/O ports.
     pub port_reads: u64,

@@ -1,6 +1,9 @@
 //! Boots as tests: what the console must and must not show, and what mvm makes of it.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::tests;
 use crate::context::{Context, Kernel};
@@ -16,13 +19,31 @@ tests! { "runs":
     SHORT kernel_error_is_told,
 }
 
+/// With a report of it: every stage is there, in order, and the guest was left in every way there is.
 fn stock_expected_line(context: &Context) -> Result<()> {
     let rootfs = context.rootfs()?;
+    let path = context.path("report.json");
     context
         .script(Kernel::StockBzimage, &rootfs, "hang")?
         .args("--cpus 2 --kernel-errors fatal --timeout 150s")
         .args("--expect ^hanging$ --expect Run./init.as.init.process")
+        .args(&format!("--report {}", path.display()))
         .exits_with(0)?;
+    let report: Value = serde_json::from_slice(&fs::read(path)?)?;
+    ensure!(report["result"] == "passed", "{report}");
+    let stages = report["stages"].as_array().context("no stages")?;
+    let names: Vec<_> = stages.iter().map(|stage| stage["name"].as_str()).collect();
+    let wanted = ["start", "vm-created", "first-instruction", "init", "end"];
+    ensure!(names == wanted.map(Some), "{report}");
+    ensure!(
+        stages.iter().map(|stage| stage["ms"].as_f64()).is_sorted(),
+        "{report}"
+    );
+    let exits = report["exits"].as_object().context("no exits")?;
+    ensure!(
+        exits.values().all(|count| count.as_u64() > Some(0)),
+        "{report}"
+    );
     Ok(())
 }
 

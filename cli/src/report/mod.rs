@@ -1,0 +1,250 @@
+//! `--report`: what happened in a run, for programs and for people who come later.
+//!
+//! [`Report`] is the whole of it; [`json`] writes it as it is, [`junit`] as test cases. The files are
+//! opened before the VM is made, so that a path that cannot be written is refused at once; an old report
+//! is emptied by that, and not mistaken for that of a run that was killed.
+
+mod junit;
+mod path;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+use vmm::ExitCounts;
+use vmm::config::VmConfig;
+
+use crate::logging::Stamp;
+use crate::policy::Outcome;
+use crate::record::{Record, Stage};
+use crate::run::RunError;
+use crate::status;
+use crate::watch::{Sought, Trouble};
+pub use path::{Format, ReportPath};
+
+/// Why there is no report.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// Its file cannot be made.
+    #[error("the report {} cannot be written: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be written to its file.
+    #[error("the report {} cannot be written and is not complete: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The files of a run's reports.
+#[derive(Debug)]
+pub struct Reports(Vec<(ReportPath, File)>);
+
+impl Reports {
+    /// Makes the files, or empties those that are there.
+    pub fn open(paths: &[ReportPath]) -> Result<Self, ReportError> {
+        let open = |path: &ReportPath| match File::create(path.path()) {
+            Ok(file) => Ok((path.clone(), file)),
+            Err(source) => Err(ReportError::Open {
+                path: path.path().to_owned(),
+                source,
+            }),
+        };
+        paths.iter().map(open).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether nobody wants one.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Writes them all.
+    pub fn write(
+        &mut self,
+        record: &Record,
+        result: Result<&Outcome, &RunError>,
+    ) -> Result<(), ReportError> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let report = Report::new(record, result);
+        for (path, file) in &mut self.0 {
+            let written = match path.format() {
+                Format::Json => json(&report),
+                Format::JUnit => junit::of_run(&report),
+            };
+            written
+                .and_then(|text| file.write_all(text.as_bytes()))
+                .map_err(|source| ReportError::Write {
+                    path: path.path().to_owned(),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+}
+
+/// One JSON object: the fields of [`Report`], of which none will change its meaning.
+fn json(report: &Report) -> io::Result<String> {
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// What happened in a run.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    /// The version of mvm.
+    mvm: &'static str,
+    /// When it was started.
+    started: String,
+    result: Ran,
+    /// The exit status.
+    status: u8,
+    /// How the VM ended, in a word; `mvm-failed` where mvm did.
+    ended: serde_json::Value,
+    /// Why, where that is not plain.
+    message: Option<String>,
+    /// Times are since the start.
+    stages: Vec<StageReport>,
+    expect: Vec<SoughtReport<'a>>,
+    fail_on: Vec<SoughtReport<'a>>,
+    kernel_errors: Vec<KernelErrorReport<'a>>,
+    /// The console's last lines, where the run did not pass.
+    console_tail: Vec<&'a str>,
+    /// How often the guest was left for mvm.
+    exits: ExitCounts,
+    usage: UsageReport,
+    vm: &'a VmConfig,
+    #[serde(skip)]
+    total: Duration,
+}
+
+/// Whether it went well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Ran {
+    Passed,
+    Failed,
+    Error,
+}
+
+#[derive(Debug, Serialize)]
+struct StageReport {
+    name: &'static str,
+    ms: f64,
+    /// How that is known.
+    by: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct SoughtReport<'a> {
+    pattern: String,
+    /// When the first line matched, and which.
+    ms: Option<f64>,
+    line: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct KernelErrorReport<'a> {
+    kind: Trouble,
+    ms: f64,
+    text: &'a [String],
+}
+
+/// Of the process as a whole, the guest included.
+#[derive(Debug, Serialize)]
+struct UsageReport {
+    user_ms: f64,
+    system_ms: f64,
+    peak_memory_kib: u64,
+}
+
+impl<'a> Report<'a> {
+    fn new(record: &'a Record, result: Result<&Outcome, &RunError>) -> Self {
+        let start = record.stages.start;
+        let since = |at: Instant| millis(at.saturating_duration_since(start.at));
+        let sought = |all: &'a [Sought]| {
+            let report = |it: &'a Sought| SoughtReport {
+                pattern: it.pattern.to_string(),
+                ms: it.found.as_ref().map(|found| since(found.at)),
+                line: it.found.as_ref().map(|found| found.line.as_str()),
+            };
+            all.iter().map(report).collect()
+        };
+        let watch = &record.watch;
+        let kernel_errors = watch.kernel_errors().iter().map(|it| KernelErrorReport {
+            kind: it.kind,
+            ms: since(it.at),
+            text: &it.text,
+        });
+        let (result, status, ended, message) = match result {
+            Ok(outcome) => {
+                let passed = match outcome.status {
+                    0 => Ran::Passed,
+                    _ => Ran::Failed,
+                };
+                let ended = serde_json::json!(outcome.ended);
+                (passed, outcome.status, ended, outcome.message.clone())
+            }
+            Err(error) => (
+                Ran::Error,
+                status::MVM_FAILED,
+                "mvm-failed".into(),
+                Some(crate::chain(error)),
+            ),
+        };
+        Self {
+            mvm: env!("CARGO_PKG_VERSION"),
+            started: Stamp(start.date).to_string(),
+            result,
+            status,
+            ended,
+            message,
+            stages: record.stages.list().into_iter().map(Into::into).collect(),
+            expect: sought(watch.expected()),
+            fail_on: sought(watch.forbidden()),
+            kernel_errors: kernel_errors.collect(),
+            console_tail: match result {
+                Ran::Passed => Vec::new(),
+                Ran::Failed | Ran::Error => watch.tail().collect(),
+            },
+            exits: record.exits,
+            usage: UsageReport {
+                user_ms: millis(record.usage.user),
+                system_ms: millis(record.usage.system),
+                peak_memory_kib: record.usage.peak_kib,
+            },
+            vm: &record.vm,
+            total: record.stages.total(),
+        }
+    }
+}
+
+impl From<Stage> for StageReport {
+    fn from(stage: Stage) -> Self {
+        Self {
+            name: stage.name,
+            ms: millis(stage.at),
+            by: stage.by,
+        }
+    }
+}
+
+/// In milliseconds, to the microsecond.
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests;

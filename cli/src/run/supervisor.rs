@@ -1,0 +1,136 @@
+//! The main thread while a VM runs: one loop over signals, keys, the clock, the console's lines and the
+//! VM's end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use vmm::{Running, VmHandle};
+
+use super::RunError;
+use super::follower::Follower;
+use crate::policy::{Event, Policy, Step};
+use crate::signals::{Request, Signals};
+use crate::terminal::{self, RawTerminal};
+
+/// Carries Ctrl-A x from the console's input thread to the main loop.
+#[derive(Debug)]
+pub struct EndKey(OwnedFd);
+
+impl EndKey {
+    /// Not pressed.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(eventfd(
+            0,
+            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+        )?))
+    }
+
+    /// Presses it.
+    pub fn press(&self) {
+        // It fails only when it has been pressed more often than 64 bits count.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes the press, if there was one.
+    fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+}
+
+/// The main thread while a VM runs.
+#[derive(Debug)]
+pub struct Supervisor<'a> {
+    pub signals: Signals,
+    pub end_key: Arc<EndKey>,
+    pub terminal: Option<RawTerminal>,
+    pub deadline: Option<Instant>,
+    pub follower: Option<Follower<'a>>,
+    pub policy: Policy,
+}
+
+impl Supervisor<'_> {
+    /// Returns when the VM has ended.
+    pub fn watch(&mut self, running: &Running) -> Result<(), RunError> {
+        let handle = running.handle();
+        while !self.wait(running)? {
+            let requests: Vec<Request> = self.signals.pending().collect();
+            for request in requests {
+                match request {
+                    Request::PowerOff(signal) => self.obey(Event::Ask(signal), &handle),
+                    Request::End(signal) => self.obey(Event::End(signal), &handle),
+                    Request::Suspend => self.terminal.iter().for_each(RawTerminal::stop_process),
+                    Request::Resume => self.terminal.iter().for_each(RawTerminal::resume),
+                }
+            }
+            if self.end_key.take() {
+                self.obey(Event::Key, &handle);
+            }
+            if let Some(verdict) = self.follower.as_mut().and_then(Follower::look) {
+                self.obey(Event::Verdict(verdict), &handle);
+            }
+            if self
+                .deadline
+                .take_if(|deadline| *deadline <= Instant::now())
+                .is_some()
+            {
+                self.obey(Event::Deadline, &handle);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what the guest had printed when it ended, and gives the terminal back.
+    pub fn finish(mut self) -> Policy {
+        if let Some(verdict) = self.follower.and_then(Follower::finish) {
+            self.policy.on(Event::Verdict(verdict));
+        }
+        self.policy
+    }
+
+    /// Sleeps until something happens; whether that was the VM's end.
+    fn wait(&self, running: &Running) -> Result<bool, RunError> {
+        let mut events = vec![
+            PollFd::new(running, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.end_key.0, PollFlags::IN),
+        ];
+        let follower = self.follower.as_ref();
+        // Its end, which would be reported over and over, comes after the VM's.
+        events.extend(follower.map(|it| PollFd::new(it, PollFlags::IN)));
+        let wake = follower.and_then(|it| it.wakes_at());
+        let timeout = self.deadline.into_iter().chain(wake).min().map(|wake| {
+            let left = wake.saturating_duration_since(Instant::now());
+            // What no clock counts is no limit, and was refused where it was read.
+            Timespec::try_from(left).unwrap_or_default()
+        });
+        match poll(&mut events, timeout.as_ref()) {
+            Ok(_) => Ok(!events[0].revents().is_empty()),
+            Err(Errno::INTR) => Ok(false),
+            Err(error) => Err(RunError::Wait(error.into())),
+        }
+    }
+
+    fn obey(&mut self, event: Event, handle: &VmHandle) {
+        match (self.policy.on(event), event) {
+            (Step::PressPowerButton, Event::Ask(signal)) => {
+                handle.press_power_button();
+                terminal::say(&format!(
+                    "{}: pressed the guest's power button; a second signal ends the VM",
+                    signal.name()
+                ));
+            }
+            (Step::Stop, _) => handle.stop(),
+            (Step::Abandon, Event::Ask(signal) | Event::End(signal)) => {
+                terminal::restore_now();
+                terminal::say("the VM does not stop; it is left as it is");
+                process::exit(i32::from(signal.status()));
+            }
+            _ => {}
+        }
+    }
+}
