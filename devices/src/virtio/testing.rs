@@ -190,6 +190,14 @@ impl Driver {
         self.next_buffer = (self.used_ring() + 6 + 8 * u64::from(self.size)).next_multiple_of(4096);
     }
 
+    /// Lets devices write to this memory, for a driver that gives it away in other ways than in a
+    /// device-writable buffer.
+    pub fn give(&self, start: u64, len: u64) {
+        if let Some(ram) = &self.ram {
+            ram.give(start, len);
+        }
+    }
+
     /// Address of a fresh buffer of `len` bytes.
     pub fn alloc(&mut self, len: u32) -> u64 {
         let address = self.next_buffer;

@@ -8,6 +8,7 @@
 //! go on, and does the device serve again after a reset? The fuzzer starts from the same cases.
 
 pub mod attack;
+mod balloon;
 mod block;
 pub mod case;
 pub mod generic;
@@ -26,7 +27,12 @@ pub use subject::{Host, QueuePlan, Stage, Subject};
 /// Every device of mvm's.
 #[must_use]
 pub fn subjects() -> Vec<Subject> {
-    vec![block::subject(), rng::subject(), vsock::subject()]
+    vec![
+        balloon::subject(),
+        block::subject(),
+        rng::subject(),
+        vsock::subject(),
+    ]
 }
 
 /// What `subject` has to endure: the generic cases and its own.
