@@ -4,8 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vm_memory::GuestMemoryBackend;
+
 use super::subject::{Host, QueuePlan, Stage, Subject};
 use crate::io::{IoHandle, IoLoop};
+use crate::mem::GuestAddress;
 use crate::virtio::testing::{
     Descriptor, Driver, END, Machine, Ram, SEAM, Step, Tape, reg, status,
 };
@@ -71,7 +74,9 @@ impl Attack {
             queues,
             host,
         } = stage;
-        let ram = ram(tape.clone());
+        // A replay does not know what was given.
+        let watched = matches!(engine, Engine::Thread(..));
+        let ram = ram(watched, tape.clone());
         let handle = match &engine {
             Engine::Thread(handle, _) => handle.clone(),
             Engine::Loop(own) => own.handle(),
@@ -88,7 +93,9 @@ impl Attack {
             engine,
             tape,
         };
+        attack.tape.pause();
         attack.lay_out();
+        attack.tape.resume();
         attack
     }
 
@@ -110,8 +117,12 @@ impl Attack {
 
     /// The whole initialization with everything that is offered.
     pub fn start(&mut self) {
+        self.tape.push(|| Step::Start);
+        // All of it is one step.
+        self.tape.pause();
         let offered = self.machine.offered();
         self.start_with(offered);
+        self.tape.resume();
     }
 
     /// The whole initialization of §3.1.1 with `features`, which the device must agree to.
@@ -216,6 +227,29 @@ impl Attack {
         used
     }
 
+    /// Does one step of a tape. A step that no guest can do, such as a write where there is no memory, is
+    /// left out.
+    pub fn apply(&mut self, step: &Step) {
+        match step {
+            Step::Memory { address, bytes } => {
+                let (at, len) = (GuestAddress(*address), bytes.len());
+                if GuestMemoryBackend::check_range(self.ram.memory(), at, len) {
+                    self.ram.write(*address, bytes);
+                }
+            }
+            Step::Write { offset, data } => self.machine.write((*offset).into(), data),
+            Step::Read { offset, len } => {
+                let mut data = [0; 8];
+                let len = usize::from(*len).min(data.len());
+                self.machine.read((*offset).into(), &mut data[..len]);
+            }
+            Step::Kick(queue) => self.machine.kick((*queue).into()),
+            Step::Poke(what) => self.poke(*what),
+            Step::Turn => self.turn(),
+            Step::Start => self.start(),
+        }
+    }
+
     /// Asserts that the device, whatever was done to it, serves again after a reset.
     pub fn assert_recovers(&mut self) {
         self.machine.set(reg::STATUS, 0);
@@ -226,12 +260,16 @@ impl Attack {
 }
 
 /// What every attack has for memory: two regions that meet at [`SEAM`], and one behind a hole.
-fn ram(tape: Tape) -> Ram {
+fn ram(watched: bool, tape: Tape) -> Ram {
     let size = |from: u64, to: u64| usize::try_from(to - from).expect("larger than memory");
     let regions = [
         (0, size(0, SEAM)),
         (SEAM, size(SEAM, END)),
         (HIGH, size(HIGH, HIGH_END)),
     ];
-    Ram::new(&regions, tape)
+    if watched {
+        Ram::new(&regions, tape)
+    } else {
+        Ram::unwatched(&regions, tape)
+    }
 }

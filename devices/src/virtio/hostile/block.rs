@@ -7,19 +7,29 @@ use vmm_sys_util::tempfile::TempFile;
 use super::Attack;
 use super::case::{Case, Expect, Row, Scope, table};
 use super::subject::{QueuePlan, Quiet, Stage, Subject};
-use crate::virtio::block::{Block, raw};
+use crate::virtio::block::{Block, Engine, raw};
 use crate::virtio::testing::{Descriptor, Driver, END};
 
 use Expect::{Either, Fine, Reset};
 
-/// The block device.
+/// The block device, its data moved by one system call after the other.
 pub(super) fn subject() -> Subject {
     Subject {
         name: "block",
-        stage,
+        stage: || stage(Engine::Sync),
         serves,
         cases,
     }
+}
+
+/// The block device, its data moved by io_uring; none if the host has no such thing.
+pub(super) fn uring() -> Option<Subject> {
+    Engine::IoUring.check().ok()?;
+    Some(Subject {
+        name: "block-uring",
+        stage: || stage(Engine::IoUring),
+        ..subject()
+    })
 }
 
 const SECTORS: u8 = 16;
@@ -36,14 +46,18 @@ const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
 /// A disk on a file whose every byte is the number of its sector.
-fn stage() -> Stage {
+fn stage(engine: Engine) -> Stage {
     let image = TempFile::new().expect("cannot make an image");
     for sector in 0..SECTORS {
         let written = image.as_file().write_all(&[sector; 512]);
         written.expect("cannot write an image");
     }
     // The open file stays when its name goes.
-    let disk = raw::open(image.as_path(), raw::Options::default()).expect("cannot open an image");
+    let options = raw::Options {
+        engine,
+        ..raw::Options::default()
+    };
+    let disk = raw::open(image.as_path(), options).expect("cannot open an image");
     Stage {
         device: Box::new(Block::new(disk, "disk")),
         queues: vec![QueuePlan {

@@ -27,12 +27,16 @@ pub use subject::{Host, QueuePlan, Stage, Subject};
 /// Every device of mvm's.
 #[must_use]
 pub fn subjects() -> Vec<Subject> {
-    vec![
-        balloon::subject(),
-        block::subject(),
-        rng::subject(),
-        vsock::subject(),
+    [
+        Some(balloon::subject()),
+        Some(block::subject()),
+        block::uring(),
+        Some(rng::subject()),
+        Some(vsock::subject()),
     ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What `subject` has to endure: the generic cases and its own.

@@ -90,6 +90,17 @@ impl Ram {
     /// Memory of zeroes in these regions: first addresses and lengths, in whole pages.
     #[must_use]
     pub fn new(regions: &[(u64, usize)], tape: Tape) -> Self {
+        let mirror = regions.iter().map(|&(base, len)| (base, vec![0; len]));
+        Self::made(regions, mirror.collect(), tape)
+    }
+
+    /// The same without a mirror, which is cheaper: nothing in it is a trespass.
+    #[must_use]
+    pub fn unwatched(regions: &[(u64, usize)], tape: Tape) -> Self {
+        Self::made(regions, Vec::new(), tape)
+    }
+
+    fn made(regions: &[(u64, usize)], mirror: Vec<(u64, Vec<u8>)>, tape: Tape) -> Self {
         let guarded = |&(_, size): &(u64, usize)| Guarded::new(size).expect("cannot map memory");
         let mappings: Vec<_> = regions.iter().map(guarded).collect();
         let parts = regions.iter().zip(&mappings).map(|(&(base, _), mapping)| {
@@ -97,11 +108,10 @@ impl Ram {
             GuestRegionMmap::with_arc(mapping, GuestAddress(base)).expect("a region wraps around")
         });
         let memory = GuestMemory::from_regions(parts.collect()).expect("regions overlap");
-        let mirror = regions.iter().map(|&(base, len)| (base, vec![0; len]));
         Self(Arc::new(Inner {
             memory,
             books: Mutex::new(Books {
-                mirror: mirror.collect(),
+                mirror,
                 given: Vec::new(),
             }),
             tape,

@@ -1,7 +1,7 @@
 //! What a guest did to a device, step by step, so that it can be done again: by a fuzzer, which begins
 //! from tapes of the known attacks, and by whoever looks into what a fuzzer found.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One thing that a guest, or the world behind its device, does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +33,19 @@ pub enum Step {
     Poke(u8),
     /// The I/O thread gets its turn.
     Turn,
+    /// The driver initializes the device as it should, from a reset on, with all features.
+    Start,
 }
 
 /// A recording, shared by all who act; off unless it is asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Tape(Option<Arc<Mutex<Vec<Step>>>>);
+pub struct Tape(Option<Arc<Mutex<Reel>>>);
+
+#[derive(Debug, Default)]
+struct Reel {
+    steps: Vec<Step>,
+    paused: bool,
+}
 
 impl Tape {
     /// A tape that records.
@@ -48,21 +56,39 @@ impl Tape {
 
     /// Records a step, if anything is recorded.
     pub fn push(&self, step: impl FnOnce() -> Step) {
-        if let Some(steps) = &self.0 {
-            let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-            let step = step();
-            // Waiting is many turns, and as good as one.
-            if step != Step::Turn || steps.last() != Some(&Step::Turn) {
-                steps.push(step);
-            }
+        let Some(mut reel) = self.reel() else { return };
+        if reel.paused {
+            return;
+        }
+        let step = step();
+        // Waiting is many turns, and as good as one.
+        if step != Step::Turn || reel.steps.last() != Some(&Step::Turn) {
+            reel.steps.push(step);
+        }
+    }
+
+    /// Records nothing more until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        if let Some(mut reel) = self.reel() {
+            reel.paused = true;
+        }
+    }
+
+    /// Records again.
+    pub fn resume(&self) {
+        if let Some(mut reel) = self.reel() {
+            reel.paused = false;
         }
     }
 
     /// What was recorded so far.
     #[must_use]
     pub fn steps(&self) -> Vec<Step> {
-        self.0.as_ref().map_or_else(Vec::new, |steps| {
-            steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        })
+        self.reel().map_or_else(Vec::new, |reel| reel.steps.clone())
+    }
+
+    fn reel(&self) -> Option<MutexGuard<'_, Reel>> {
+        let reel = self.0.as_ref()?;
+        Some(reel.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
