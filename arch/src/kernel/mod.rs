@@ -20,6 +20,8 @@ mod elf;
 mod error;
 mod hint;
 mod identify;
+#[cfg(any(test, feature = "testing"))]
+pub mod image;
 mod initrd;
 #[cfg(test)]
 mod tests;

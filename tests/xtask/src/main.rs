@@ -3,6 +3,7 @@
 mod cpio;
 mod debian;
 mod demo;
+mod fuzz;
 mod guest;
 mod host;
 mod lab;
@@ -43,6 +44,8 @@ enum Task {
     Demo,
     /// Run all tests: cargo's, and the end-to-end tests on this machine's KVM or in the lab.
     Test(suite::Options),
+    /// Fuzz a device or a parser until something is found; without a name, list the targets.
+    Fuzz(fuzz::Options),
     /// The lab's own end of the wire.
     #[command(hide = true)]
     LabInside {
@@ -81,6 +84,11 @@ fn run_task(args: Args) -> Result<ExitCode> {
         Task::Demo => return Ok(demo::demo()?.into()),
         Task::Test(options) => {
             if !suite::suite(&options)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Fuzz(options) => {
+            if !fuzz::fuzz(&options)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every test there is, each where it can be run.
 //!
-//! Unit tests, doc tests and tests with guests of a few bytes are cargo's own. The end-to-end tests need a KVM that
-//! runs stock kernels: this machine's, or the lab's, and in the lab the library's tests run once more, so that what
-//! an interpreting KVM cannot do is tested all the same. A lab has one CPU, so there is a lab for each CPU of this
-//! machine, each with its part of the tests.
+//! Unit tests, doc tests and tests with guests of a few bytes are cargo's own. Each fuzz target runs for a while. The
+//! end-to-end tests need a KVM that runs stock kernels: this machine's, or the lab's, and in the lab the library's
+//! tests run once more, so that what an interpreting KVM cannot do is tested all the same. A lab has one CPU, so there
+//! is a lab for each CPU of this machine, each with its part of the tests.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::fuzz;
 use crate::guest::Guests;
 use crate::host::Host;
 use crate::lab;
@@ -26,6 +27,9 @@ const KVM_PACKAGE: &str = "mvm-vmm";
 
 /// In seconds; a lab with all the end-to-end tests in it takes less than this by far.
 const LAB_LIMIT: &str = "1200";
+
+/// For each fuzz target: enough to go through the seeds and to see what is easily found.
+const FUZZ_SECONDS: u32 = 10;
 
 /// How many tests went which way.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +58,14 @@ pub fn suite(options: &Options) -> Result<bool> {
     if !options.e2e {
         let mut cargo = workspace::cargo_command(&["test", "--workspace", "--no-fail-fast"]);
         well &= counted(&mut cargo, &mut count)?;
+        for outcome in fuzz::all(FUZZ_SECONDS, false)? {
+            well &= outcome;
+            *if outcome {
+                &mut count.passed
+            } else {
+                &mut count.failed
+            } += 1;
+        }
     }
     well &= end_to_end(&options.filter, !options.e2e, &mut count)?;
     println!("all tests took {}", Seconds(start.elapsed()));

@@ -1,7 +1,7 @@
 //! The setup header of a bzImage: what is taken from it and what is refused.
 
-use super::image::Bz;
 use super::*;
+use crate::kernel::image::Bz;
 use crate::kernel::{Entry, KernelKind};
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which way an ELF kernel is entered, what lands where, and what is refused.
 
-use super::image::{Elf, PT_INTERP, PT_TLS, Segment, note, pvh_note, vmlinux};
 use super::*;
+use crate::kernel::image::{Elf, PT_INTERP, PT_TLS, Segment, note, pvh_note, vmlinux};
 use crate::kernel::{Entry, KernelKind, Lookalike};
 
 #[test]

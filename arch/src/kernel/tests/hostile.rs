@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::image::{Bz, vmlinux};
 use super::*;
 use crate::kernel::Entry;
+use crate::kernel::image::{Bz, vmlinux};
 
 const MEMORY: u64 = 64 * MIB;
 

@@ -1,7 +1,7 @@
 //! The initrd, the command line, memory sizes, and files that are no kernels.
 
-use super::image::{Bz, Segment, vmlinux};
 use super::*;
+use crate::kernel::image::{Bz, Segment, vmlinux};
 use crate::kernel::{Compression, Lookalike, Part};
 
 fn load_initrd(bytes: u64, kernel: &[u8], initrd: &[u8]) -> Result<Loaded, KernelError> {

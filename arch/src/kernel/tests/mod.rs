@@ -3,7 +3,6 @@
 mod bzimage;
 mod elf;
 mod hostile;
-mod image;
 mod inputs;
 
 use std::fs::File;

@@ -45,18 +45,19 @@ pub enum Engine {
 pub struct Attack {
     /// The registers.
     pub machine: Machine,
-    /// The memory.
-    pub ram: Ram,
+    // Before the memory: a loop has what is left of the device's data path, and that has the memory.
+    engine: Engine,
+    host: Box<dyn Host>,
     /// The drivers of all queues, by index. Their rings are laid out, whether the device knows or not.
     pub drivers: Vec<Driver>,
+    /// The memory.
+    pub ram: Ram,
     /// The queue that is attacked.
     pub queue: u16,
     /// What its queues are for.
     pub queues: Vec<QueuePlan>,
     /// Which device it is.
     pub subject: Subject,
-    host: Box<dyn Host>,
-    engine: Engine,
     tape: Tape,
 }
 

@@ -1,4 +1,6 @@
-//! Builders of the smallest images that load.
+//! Builders of the smallest images that load, for tests.
+
+#![allow(missing_docs)]
 
 /// Virtual minus physical address in a Linux vmlinux.
 pub const LINUX_MAP: u64 = 0xffff_ffff_8000_0000;

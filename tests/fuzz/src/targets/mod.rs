@@ -1,0 +1,6 @@
+//! What is fuzzed.
+
+pub mod config;
+pub mod devices;
+pub mod kernel;
+pub mod options;
