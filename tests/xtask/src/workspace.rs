@@ -42,6 +42,18 @@ pub fn release(package: &str) -> Result<PathBuf> {
     Ok(target().join("release").join(package))
 }
 
+/// Builds the release binary of a package so that it needs no library, for guests that have none; its path.
+pub fn statically(package: &str) -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    // With a target named, the flags are not those of build scripts.
+    let mut cargo = cargo_command(&["build", "--release", "--package", package]);
+    cargo
+        .args(["--target", &target])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    run::shown(&mut cargo)?;
+    Ok(self::target().join(target).join("release").join(package))
+}
+
 /// Builds the debug binary of a package; its path.
 pub fn debug(package: &str) -> Result<PathBuf> {
     run::shown(&mut cargo_command(&["build", "--package", package]))?;

@@ -9,6 +9,7 @@ mod refusals;
 mod rng;
 mod runs;
 mod terminal;
+mod vsock;
 
 use std::time::Duration;
 
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Test> {
         balloon::tests,
         refusals::tests,
         runs::tests,
+        vsock::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
     tests.sort_by_key(|test| std::cmp::Reverse(test.limit));

@@ -1,4 +1,4 @@
-//! The root file system: busybox and the scripts of `resources/guest/rootfs` on an ext4 image, made without root
+//! The root file system: busybox, `probe` and the scripts of `resources/guest/rootfs` on an ext4 image, made without root
 //! and byte for byte the same each time.
 
 use std::fs;
@@ -12,7 +12,7 @@ use super::cache::{Recipe, keep};
 use super::{Guests, resource};
 use crate::debian::{self, Package, Program};
 use crate::progress::Step;
-use crate::run;
+use crate::{run, workspace};
 
 /// Where busybox comes from: it is unpacked, not installed, for it would push out a `busybox` that is.
 pub const PACKAGE: &str = "busybox-static";
@@ -31,16 +31,20 @@ const MKFS: Program = Program("mkfs.ext4", "e2fsprogs");
 pub fn prepare(guests: &Guests) -> Result<PathBuf> {
     let busybox = guests.package(&[PACKAGE])?;
     let scripts = resource("guest/rootfs");
+    let probe = workspace::root().join("tests/probe");
     let recipe = Recipe::new("rootfs")
         .with(VERSION)
         .with(SIZE)
         .with(&busybox.version)
-        .with_files(&scripts)?;
+        .with_files(&scripts)?
+        .with_files(&probe)?;
     let entry = guests.cache.get_or_build(&recipe, |directory| {
         debian::require(&[MKFS])?;
+        let probe = workspace::statically("probe")?;
         let step = Step::begin("making the guest's root file system");
         let tree = directory.join("tree");
         populate(&tree, busybox, &scripts)?;
+        install(&probe, &tree.join("test/probe"))?;
         let image = directory.join("unfinished.ext4");
         make_image(&tree, &image)?;
         fs::remove_dir_all(&tree)?;
@@ -83,11 +87,11 @@ fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
         ("stop-machine", "bin/stop-machine"),
         ("power-button", "bin/power-button"),
     ] {
-        install_script(&scripts.join(name), &tree.join(place))?;
+        install(&scripts.join(name), &tree.join(place))?;
     }
     for script in fs::read_dir(scripts.join("test"))? {
         let script = script?;
-        install_script(&script.path(), &tree.join("test").join(script.file_name()))?;
+        install(&script.path(), &tree.join("test").join(script.file_name()))?;
     }
     fs::write(tree.join("etc/passwd"), "root::0:0:root:/root:/bin/sh\n")?;
     fs::write(tree.join("etc/group"), "root:x:0:\n")?;
@@ -95,7 +99,7 @@ fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
     Ok(())
 }
 
-fn install_script(from: &Path, to: &Path) -> Result<()> {
+fn install(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| from.display().to_string())?;
     // Whatever the checkout's umask was.
     fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;

@@ -1,0 +1,35 @@
+//! Runs in the guests of the end-to-end tests. Linked statically, so it runs in any.
+//!
+//! ```text
+//! probe vsock call COUNT BYTES PORT     connect COUNT times to the host's port, exchange BYTES on each
+//! probe vsock serve COUNT BYTES PORT    the same, the other way round
+//! probe vsock both COUNT BYTES PORT     both at once
+//! probe vsock ask BYTES PORT            send BYTES to the host and no more, then read its answer
+//! probe vsock answer BYTES PORT         the same, the other way round
+//! probe vsock stuff BYTES PORT          send BYTES to the host, however long that takes
+//! probe vsock pour PORT                 send to the host without end
+//! probe vsock refused PORT              connect where nobody listens
+//! probe vsock cid                       say the guest's address
+//! ```
+
+mod vsock;
+
+use std::env;
+use std::io;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words[..] {
+        ["vsock", ref words @ ..] => vsock::run(words),
+        _ => Err(io::Error::other("there is no such probe")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("probe {}: {error}", words.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
