@@ -37,12 +37,28 @@ pub struct QueueIo<'m> {
     empty: QueueSet,
     /// Queues that a worker had to leave for want of budget.
     cut_short: QueueSet,
-    /// Chains that may still be popped in this event.
-    budget: u32,
+    /// What may still be done in this event.
+    budget: Budget,
 }
 
-/// Chains a worker may take in one event before the other devices of its thread get their turn.
-const BUDGET: u32 = 1024;
+/// What a worker may do in one event before the other devices of its thread, and a reset of its own, get
+/// their turn. What was begun when it runs out is finished, so an event can have one chain more: 4 GiB.
+#[derive(Debug)]
+struct Budget {
+    chains: u32,
+    bytes: u64,
+}
+
+impl Budget {
+    const EVENT: Self = Self {
+        chains: 1024,
+        bytes: 16 << 20,
+    };
+
+    fn is_spent(&self) -> bool {
+        self.chains == 0 || self.bytes == 0
+    }
+}
 
 /// The most queues a device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -94,7 +110,7 @@ impl<'m> QueueIo<'m> {
             completed: QueueSet::default(),
             empty: QueueSet::default(),
             cut_short: QueueSet::default(),
-            budget: BUDGET,
+            budget: Budget::EVENT,
         }
     }
 
@@ -141,7 +157,7 @@ impl<'m> QueueIo<'m> {
             return Ok(None);
         }
         self.empty.remove(queue);
-        if self.budget == 0 {
+        if self.budget.is_spent() {
             self.cut_short.insert(queue);
             return Ok(None);
         }
@@ -170,6 +186,7 @@ impl<'m> QueueIo<'m> {
             last_writable: None,
         };
         let mut count = 0u16;
+        let mut bytes = 0u64;
         let mut unfinished = true;
         for descriptor in descriptors.by_ref() {
             count += 1;
@@ -199,6 +216,7 @@ impl<'m> QueueIo<'m> {
                     .addr()
                     .checked_add(u64::from(descriptor.len()) - 1);
             }
+            bytes += u64::from(descriptor.len());
             unfinished = descriptor.has_next();
         }
         // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
@@ -208,8 +226,15 @@ impl<'m> QueueIo<'m> {
                 "a loop, a link that leads out of the table, or more than 4 GiB",
             ));
         }
-        self.budget -= 1;
+        self.budget.chains -= 1;
+        self.charge(bytes);
         Ok(Some(chain))
+    }
+
+    /// Counts work of so many bytes against the event's share, beyond what lies in the buffers: a few bytes
+    /// of request can ask for gigabytes to be cleared.
+    pub fn charge(&mut self, bytes: u64) {
+        self.budget.bytes = self.budget.bytes.saturating_sub(bytes);
     }
 
     /// Puts the chain that was popped last from `queue` back, as if it had not been popped; may be

@@ -64,6 +64,32 @@ fn an_event_has_its_share_and_no_more() {
 }
 
 #[test]
+fn an_event_moves_its_share_and_no_more() {
+    const MIB: u32 = 1 << 20;
+    let memory = memory();
+    let mut driver = Driver::new(&memory, 0x1000, SIZE);
+    for head in 0..SIZE {
+        driver.set_descriptor(head, Descriptor::readable(0, 3 * MIB));
+        driver.publish(head);
+    }
+    let mut queues = [driver.queue()];
+    let mut popped = 0;
+    let mut event = |charge| {
+        let mut io = io(&memory, &mut queues);
+        io.charge(charge);
+        while io.pop(QUEUE).unwrap().is_some() {
+            popped += 1;
+        }
+        (popped, io.cut_short() == QueueSet::of([QUEUE]))
+    };
+    assert_eq!(event(0), (6, true), "16 MiB and what was begun");
+    assert_eq!(event(u64::MAX), (6, true), "all of it charged elsewhere");
+    assert_eq!(event(u64::from(15 * MIB)), (7, true));
+    assert_eq!(event(0), (13, true));
+    assert_eq!(event(0), (16, false), "the rest");
+}
+
+#[test]
 fn a_set_holds_what_was_put_into_it() {
     let mut set = QueueSet::of([QueueIndex(0), QueueIndex(63), QueueIndex(64)]);
     assert!(set.contains(QueueIndex(0)) && set.contains(QueueIndex(63)));

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::targets::{config, devices, kernel, options};
+use crate::targets::{config, devices, kernel, legacy, options};
 
 /// Something to fuzz.
 pub trait Target: Debug + Send + Sync {
@@ -23,12 +23,13 @@ pub trait Target: Debug + Send + Sync {
 /// Every target there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Target>> {
-    let parsers: [Box<dyn Target>; 3] = [
+    let others: [Box<dyn Target>; 4] = [
+        Box::new(legacy::Legacy),
         Box::new(kernel::Kernel),
         Box::new(options::Options),
         Box::new(config::Config),
     ];
-    devices::all().into_iter().chain(parsers).collect()
+    devices::all().into_iter().chain(others).collect()
 }
 
 /// The target called `name`.

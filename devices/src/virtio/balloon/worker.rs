@@ -13,26 +13,21 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use vm_memory::GuestMemoryBackend;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Roles;
 use super::control::Shared;
 use super::pages::PageList;
 use super::statistics::Statistics;
-use crate::io::{Chain, QueueIo, QueueSet};
-use crate::mem::{GuestMemory, GuestSlice, discard};
+use crate::io::{Chain, QueueIo};
+use crate::mem::{GuestSlice, discard};
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
 /// Somebody wants statistics.
 const ASKED: u32 = 0;
 /// The interval is over.
 const TIMER: u32 = 1;
-/// An event's work was cut short.
-const RESUME: u32 = 2;
 
-/// Bytes that may be discarded in one event before the other devices of the thread get their turn.
-const BUDGET: u64 = 256 << 20;
-/// What each call of the host's costs of that, whatever its size.
+/// What a call of the host's is worth of an event's share, whatever its size.
 const CALL: u64 = 16 << 10;
 
 /// The worker.
@@ -43,25 +38,20 @@ pub(super) struct Worker {
     list: PageList,
     /// The buffer of the last answer, with which the next is asked for.
     question: Option<u16>,
-    /// Queues that were left with chains in them.
-    unfinished: QueueSet,
-    resume: EventFd,
     back: WayBack,
 }
 
 /// The way of memory back to the host.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct WayBack {
-    /// What is left of this event's [`BUDGET`].
-    budget: u64,
     /// The host's refusal has been told.
     refused: bool,
 }
 
 impl WayBack {
-    fn give(&mut self, slice: &GuestSlice<'_>, memory: &GuestMemory) {
-        self.budget = self.budget.saturating_sub(slice.len() as u64 + CALL);
-        if let Err(error) = discard(memory, slice)
+    fn give(&mut self, slice: &GuestSlice<'_>, io: &mut QueueIo<'_>) {
+        io.charge(CALL);
+        if let Err(error) = discard(io.memory(), slice)
             && !std::mem::replace(&mut self.refused, true)
         {
             log::warn!("balloon: the host does not take memory back: {error}");
@@ -70,64 +60,35 @@ impl WayBack {
 }
 
 impl Worker {
-    pub(super) fn new(shared: Arc<Shared>, roles: Roles) -> std::io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(shared: Arc<Shared>, roles: Roles) -> Self {
+        Self {
             shared,
             roles,
             list: PageList::new(),
             question: None,
-            unfinished: QueueSet::default(),
-            resume: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
-            back: WayBack {
-                budget: BUDGET,
-                refused: false,
-            },
-        })
-    }
-
-    fn serve(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        self.unfinished.remove(queue);
-        while self.back.budget > 0 {
-            let Some(chain) = io.pop(queue)? else {
-                return Ok(());
-            };
-            if self.roles.stats == Some(queue) {
-                self.answered(queue, &chain, io)?;
-                continue;
-            }
-            if queue == Roles::INFLATE {
-                self.inflate(&chain, io.memory());
-            } else if self.roles.is_reporting(queue) {
-                self.reported(&chain, io.memory());
-            }
-            io.complete(queue, chain.head, 0)?;
+            back: WayBack::default(),
         }
-        self.unfinished.insert(queue);
-        self.resume.write(1).map_err(|source| DeviceFault::Host {
-            what: "resume event",
-            source,
-        })
     }
 
     /// §5.5.6.1: the driver gives pages up. Numbers beyond guest memory are nobody's pages.
-    fn inflate(&mut self, chain: &Chain<'_>, memory: &GuestMemory) {
+    fn inflate(&mut self, chain: &Chain<'_>, io: &mut QueueIo<'_>) {
         for run in self.list.runs(&chain.readable) {
             let len = usize::try_from(run.len).unwrap_or(usize::MAX);
-            let slices = GuestMemoryBackend::get_slices(memory, run.start, len);
+            let slices = GuestMemoryBackend::get_slices(io.memory(), run.start, len);
             for slice in slices.map_while(Result::ok) {
-                self.back.give(&slice, memory);
+                self.back.give(&slice, io);
             }
         }
     }
 
     /// §5.5.6.7: the buffers are free pages. If the driver expects to find them filled with something
     /// other than zeroes, they must stay.
-    fn reported(&mut self, chain: &Chain<'_>, memory: &GuestMemory) {
+    fn reported(&mut self, chain: &Chain<'_>, io: &mut QueueIo<'_>) {
         if self.roles.poison && self.shared.poison.load(Ordering::Acquire) != 0 {
             return;
         }
         for slice in &chain.writable {
-            self.back.give(slice, memory);
+            self.back.give(slice, io);
         }
     }
 
@@ -166,29 +127,30 @@ impl QueueWorker for Worker {
         vec![
             source(self.shared.ask.as_raw_fd(), ASKED),
             source(self.shared.timer.as_raw_fd(), TIMER),
-            source(self.resume.as_raw_fd(), RESUME),
         ]
     }
 
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        self.back.budget = BUDGET;
-        self.serve(queue, io)
+        while let Some(chain) = io.pop(queue)? {
+            if self.roles.stats == Some(queue) {
+                self.answered(queue, &chain, io)?;
+                continue;
+            }
+            if queue == Roles::INFLATE {
+                self.inflate(&chain, io);
+            } else if self.roles.is_reporting(queue) {
+                self.reported(&chain, io);
+            }
+            io.complete(queue, chain.head, 0)?;
+        }
+        Ok(())
     }
 
     fn on_source(&mut self, token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        // All three are non-blocking: where there is nothing to read, the event was spurious.
+        // Both are non-blocking: where there is nothing to read, the event was spurious.
         match token {
             ASKED if self.shared.ask.read().is_ok() => self.ask(io),
             TIMER if rustix::io::read(&self.shared.timer, &mut [0; 8]).is_ok() => self.ask(io),
-            RESUME if self.resume.read().is_ok() => {
-                self.back.budget = BUDGET;
-                for queue in Roles::ALL {
-                    if self.unfinished.contains(queue) {
-                        self.serve(queue, io)?;
-                    }
-                }
-                Ok(())
-            }
             _ => Ok(()),
         }
     }

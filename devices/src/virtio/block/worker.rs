@@ -258,6 +258,8 @@ impl Table {
             }
             Action::Flush => self.launch(lane, flight, DiskOp::Flush, io),
             Action::Clear(mut ranges) => {
+                // Where the host has no better way, zeroes are written.
+                io.charge(ranges.iter().map(|range| range.len).sum());
                 ranges.reverse();
                 let Some(first) = ranges.pop() else {
                     return flight.land(Status::Ok, io);

@@ -3,4 +3,5 @@
 pub mod config;
 pub mod devices;
 pub mod kernel;
+pub mod legacy;
 pub mod options;
