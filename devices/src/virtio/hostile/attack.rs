@@ -34,8 +34,8 @@ pub const EVENT_IDX: u64 = 1 << 29;
 /// How the device's data path runs.
 #[derive(Debug, Clone)]
 pub enum Engine {
-    /// On a thread of its own, as it does in a VM; what it died of, if it did.
-    Thread(IoHandle, Arc<OnceLock<String>>),
+    /// On threads of its own, as it does in a VM, a lane on each; what one died of, if one did.
+    Threads(Arc<[IoHandle]>, Arc<OnceLock<String>>),
     /// Within the calls that wait for it.
     Loop(IoLoop),
 }
@@ -76,13 +76,13 @@ impl Attack {
             host,
         } = stage;
         // A replay does not know what was given.
-        let watched = matches!(engine, Engine::Thread(..));
+        let watched = matches!(engine, Engine::Threads(..));
         let ram = ram(watched, tape.clone());
-        let handle = match &engine {
-            Engine::Thread(handle, _) => handle.clone(),
-            Engine::Loop(own) => own.handle(),
+        let handles = match &engine {
+            Engine::Threads(handles, _) => Arc::clone(handles),
+            Engine::Loop(own) => [own.handle()].into(),
         };
-        let machine = Machine::new(device, ram.memory(), &[handle], tape.clone());
+        let machine = Machine::new(device, ram.memory(), handles, tape.clone());
         let mut attack = Self {
             machine: machine.expect("cannot make a device"),
             ram,
@@ -194,7 +194,7 @@ impl Attack {
     pub fn turn(&self) {
         self.tape.push(|| Step::Turn);
         match &self.engine {
-            Engine::Thread(_, died) => match died.get() {
+            Engine::Threads(_, died) => match died.get() {
                 Some(error) => panic!("{error}"),
                 None => thread::sleep(Duration::from_micros(20)),
             },

@@ -35,9 +35,10 @@ fn endures(subject: Subject) -> Vec<String> {
         subject.name,
         cases.len()
     );
+    let mut trials = trial::Trials::new(subject);
     let failures: Vec<_> = cases
         .iter()
-        .flat_map(|case| trial::failures(subject, case))
+        .flat_map(|case| trials.failures(case))
         .collect();
     println!(
         "{}: {} cases, {} failed",

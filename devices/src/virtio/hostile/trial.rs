@@ -1,4 +1,4 @@
-//! One case on one device, with a neighbour on the same I/O thread, and what must hold afterwards.
+//! Cases on fresh devices, with a neighbour on the same I/O thread, and what must hold afterwards.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -14,88 +14,137 @@ use crate::virtio::testing::{Tape, reg};
 /// What is a hang: longer than any case takes on the slowest machine by far.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Tries `case` on all that it is aimed at; a line for each failure.
-pub(super) fn failures(subject: Subject, case: &Arc<Case>) -> Vec<String> {
-    let queues = match case.scope {
-        Scope::Device => 1,
-        Scope::Queue => {
-            let stage = (subject.stage)();
-            u16::try_from(stage.queues.len()).expect("too many queues")
-        }
-    };
-    let fails = |queue| {
-        let error = within_limit(subject, Arc::clone(case), queue)?;
-        Some(format!(
-            "{}, queue {queue}: {}: {error}",
-            subject.name, case.name
-        ))
-    };
-    (0..queues).filter_map(fails).collect()
+/// The trials of one device.
+pub(super) struct Trials {
+    subject: Subject,
+    /// Used from one case to the next, as long as all goes well.
+    surroundings: Option<Surroundings>,
 }
 
-/// Tries it on a thread of its own, so that a hang of either side is seen.
-fn within_limit(subject: Subject, case: Arc<Case>, queue: u16) -> Option<String> {
-    let (sender, ended) = channel();
-    let body = move || {
-        let outcome = catch_unwind(AssertUnwindSafe(|| try_case(&subject, &case, queue)));
-        let _ = sender.send(outcome.err().map(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-            text.unwrap_or_else(|| "a panic without words".to_owned())
-        }));
-    };
-    let guest = thread::Builder::new().name("guest".to_owned());
-    let guest = guest.spawn(body).expect("cannot start a thread");
-    match ended.recv_timeout(LIMIT) {
-        Ok(outcome) => {
-            let _ = guest.join();
-            outcome
+/// I/O threads, and another device on the first of them.
+struct Surroundings {
+    neighbour: Attack,
+    died: Arc<OnceLock<String>>,
+    threads: [IoThread; 2],
+}
+
+impl Surroundings {
+    fn new() -> Self {
+        let died = Arc::new(OnceLock::new());
+        let spawn = |name| {
+            let told = Arc::clone(&died);
+            let thread = IoThread::spawn(name, move |error| {
+                let _ = told.set(error.to_string());
+            });
+            thread.expect("cannot start an I/O thread")
+        };
+        let threads = [spawn("io-0"), spawn("io-1")];
+        let engine = Engine::Threads([threads[0].handle()].into(), Arc::clone(&died));
+        let mut neighbour = Attack::new(&block::subject(), engine, 0, Tape::default());
+        neighbour.start();
+        Self {
+            neighbour,
+            died,
+            threads,
         }
-        // The thread is left behind.
-        Err(RecvTimeoutError::Timeout) => Some("hangs".to_owned()),
-        Err(RecvTimeoutError::Disconnected) => Some("ended without a word".to_owned()),
+    }
+
+    fn try_case(&mut self, subject: &Subject, case: &Case, queue: u16) {
+        let handles = self.threads.iter().map(IoThread::handle).collect();
+        let engine = Engine::Threads(handles, Arc::clone(&self.died));
+        let mut attack = Attack::new(subject, engine, queue, Tape::default());
+        (case.act)(&mut attack);
+        attack.provoke();
+        // An answer means that the thread has been round, with all that was kicked before.
+        self.neighbour_serves();
+        self.expect(case.expect, &mut attack);
+
+        reset(&attack);
+        attack.assert_recovers();
+        self.neighbour_serves();
+        reset(&attack);
+        assert_eq!(self.died.get(), None, "the I/O thread");
+    }
+
+    fn neighbour_serves(&mut self) {
+        (self.neighbour.subject.serves)(&mut self.neighbour);
+    }
+
+    fn expect(&mut self, expect: Expect, attack: &mut Attack) {
+        let taken = attack.queues[usize::from(attack.queue)].taken;
+        match expect {
+            Expect::Reset if taken => {
+                attack.wait_for("NEEDS_RESET", |attack| attack.machine.faulted());
+                // And it stays quiet.
+                attack.kick_all();
+                self.neighbour_serves();
+            }
+            Expect::Fine => assert!(!attack.machine.faulted(), "it needs a reset"),
+            Expect::Reset | Expect::Either => {}
+        }
     }
 }
 
-fn try_case(subject: &Subject, case: &Case, queue: u16) {
-    let died = Arc::new(OnceLock::new());
-    let told = Arc::clone(&died);
-    let io = IoThread::spawn("io", move |error| {
-        let _ = told.set(error.to_string());
-    });
-    let io = io.expect("cannot start an I/O thread");
-    let engine = Engine::Thread(io.handle(), Arc::clone(&died));
-
-    let mut neighbour = Attack::new(&block::subject(), engine.clone(), 0, Tape::default());
-    neighbour.start();
-    let mut attack = Attack::new(subject, engine, queue, Tape::default());
-    (case.act)(&mut attack);
-    attack.provoke();
-    // An answer of the neighbour's means that the thread has been round, with all that was kicked before.
-    (neighbour.subject.serves)(&mut neighbour);
-    expect(case.expect, &mut attack, &mut neighbour);
-
+/// Resets the device, after which nothing of it touches memory.
+fn reset(attack: &Attack) {
     attack.machine.set(reg::STATUS, 0);
     assert_eq!(attack.machine.get(reg::STATUS), 0, "a reset ends at once");
     assert_eq!(attack.ram.trespasses(), None, "written but not given");
-    attack.assert_recovers();
-    (neighbour.subject.serves)(&mut neighbour);
-    drop(io);
-    assert_eq!(died.get(), None, "the I/O thread");
-    assert_eq!(attack.ram.trespasses(), None, "written but not given");
-    assert_eq!(neighbour.ram.trespasses(), None, "the neighbour's");
 }
 
-fn expect(expect: Expect, attack: &mut Attack, neighbour: &mut Attack) {
-    let taken = attack.queues[usize::from(attack.queue)].taken;
-    match expect {
-        Expect::Reset if taken => {
-            attack.wait_for("NEEDS_RESET", |attack| attack.machine.faulted());
-            // And it stays quiet.
-            attack.kick_all();
-            (neighbour.subject.serves)(neighbour);
+impl Trials {
+    pub(super) fn new(subject: Subject) -> Self {
+        Self {
+            subject,
+            surroundings: None,
         }
-        Expect::Fine => assert!(!attack.machine.faulted(), "it needs a reset"),
-        Expect::Reset | Expect::Either => {}
+    }
+
+    /// Tries `case` on all that it is aimed at; a line for each failure.
+    pub(super) fn failures(&mut self, case: &Arc<Case>) -> Vec<String> {
+        let queues = match case.scope {
+            Scope::Device => 1,
+            Scope::Queue => {
+                let stage = (self.subject.stage)();
+                u16::try_from(stage.queues.len()).expect("too many queues")
+            }
+        };
+        let name = self.subject.name;
+        let fails = |queue| {
+            let error = self.within_limit(Arc::clone(case), queue)?;
+            Some(format!("{name}, queue {queue}: {}: {error}", case.name))
+        };
+        (0..queues).filter_map(fails).collect()
+    }
+
+    /// Tries it on a thread of its own, so that a hang of either side is seen.
+    fn within_limit(&mut self, case: Arc<Case>, queue: u16) -> Option<String> {
+        let (sender, ended) = channel();
+        let surroundings = self.surroundings.take();
+        let subject = self.subject;
+        let body = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                let mut surroundings = surroundings.unwrap_or_else(Surroundings::new);
+                surroundings.try_case(&subject, &case, queue);
+                surroundings
+            }));
+            let _ = sender.send(outcome.map_err(|panic| {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+                text.unwrap_or_else(|| "a panic without words".to_owned())
+            }));
+        };
+        let guest = thread::Builder::new().name("guest".to_owned());
+        guest.spawn(body).expect("cannot start a thread");
+        match ended.recv_timeout(LIMIT) {
+            Ok(Ok(surroundings)) => {
+                self.surroundings = Some(surroundings);
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            // The thread is left behind.
+            Err(RecvTimeoutError::Timeout) => Some("hangs".to_owned()),
+            Err(RecvTimeoutError::Disconnected) => Some("ended without a word".to_owned()),
+        }
     }
 }

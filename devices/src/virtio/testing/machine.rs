@@ -62,11 +62,11 @@ impl Machine {
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: &GuestMemory,
-        io: &[IoHandle],
+        io: Arc<[IoHandle]>,
         tape: Tape,
     ) -> io::Result<Self> {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let device = MmioTransport::new(device, memory.clone(), io.into(), line.clone())?;
+        let device = MmioTransport::new(device, memory.clone(), io, line.clone())?;
         Ok(Self { device, line, tape })
     }
 

@@ -66,7 +66,7 @@ impl Machine {
         image: Option<NamedTempFile>,
     ) -> Self {
         Self {
-            registers: testing::Machine::new(device, &memory, io, Tape::default()).unwrap(),
+            registers: testing::Machine::new(device, &memory, io.into(), Tape::default()).unwrap(),
             memory,
             _image: image,
         }
