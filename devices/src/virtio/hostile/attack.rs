@@ -126,9 +126,10 @@ impl Attack {
         self.tape.resume();
     }
 
-    /// The whole initialization of §3.1.1 with `features`, which the device must agree to.
+    /// The whole initialization of §3.1.1 with `features`, which the device must agree to, and those that
+    /// it cannot be attacked without.
     pub fn start_with(&mut self, features: u64) {
-        self.agree_on(features);
+        self.agree_on(features | self.subject.needs);
         self.lay_out();
         for (queue, driver) in (0..).zip(&self.drivers) {
             self.machine.set_queue(queue, driver);

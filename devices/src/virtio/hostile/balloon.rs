@@ -17,6 +17,7 @@ pub(super) fn subject() -> Subject {
         name: "balloon",
         stage,
         serves,
+        needs: 0,
         cases: || table(Scope::Device, ROWS),
     }
 }

@@ -18,6 +18,7 @@ pub(super) fn subject() -> Subject {
         name: "block",
         stage: || stage(Engine::Sync),
         serves,
+        needs: 0,
         cases,
     }
 }

@@ -14,6 +14,7 @@ pub(super) fn subject() -> Subject {
         name: "rng",
         stage,
         serves,
+        needs: 0,
         cases: || table(Scope::Device, ROWS),
     }
 }

@@ -15,6 +15,8 @@ pub struct Subject {
     pub stage: fn() -> Stage,
     /// Has the running device serve a request of each kind that matters, and asserts that it was served.
     pub serves: fn(&mut Attack),
+    /// Features without which its queues are not what [`Stage::queues`] says.
+    pub needs: u64,
     /// Attacks of its own.
     pub cases: fn() -> Vec<Case>,
 }

@@ -23,6 +23,7 @@ pub(super) fn subject() -> Subject {
         name: "vsock",
         stage,
         serves,
+        needs: 0,
         cases: || table(Scope::Device, ROWS),
     }
 }
