@@ -11,6 +11,8 @@ pub struct Board {
     pub cpus: u8,
     /// Whether the guest gets ACPI tables.
     pub acpi: bool,
+    /// Whether there is a second serial port, COM2.
+    pub second_serial_port: bool,
     /// The virtio-mmio devices, in the order in which the guest should name them.
     pub virtio_mmio: Vec<MmioSlot>,
 }

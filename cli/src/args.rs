@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Settings;
 use crate::ctl::CtlArgs;
@@ -18,7 +18,7 @@ use crate::ctl::CtlArgs;
     name = "mvm",
     version,
     about = "Boots a Linux kernel in a KVM micro-VM",
-    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS]\n       mvm doctor [--json]\n       mvm ctl SOCKET COMMAND",
+    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS] [-- COMMAND [ARG]...]\n       mvm doctor [--json]\n       mvm ctl SOCKET COMMAND",
     after_help = "'mvm --help' has examples, the exit statuses and the keys at the terminal.",
     after_long_help = AFTER_LONG_HELP,
     args_conflicts_with_subcommands = true,
@@ -75,6 +75,7 @@ Examples:
   mvm --config vm.toml --mem 4G
   mvm --kernel vmlinux --rootfs img.ext4 --api vm.sock
   mvm ctl vm.sock balloon 256M
+  mvm --kernel bzImage --rootfs img.ext4 --timeout 60s -- make check
 
 At the terminal (where the console is stdio and standard input is a terminal):
   Ctrl-A x       end the VM
@@ -82,16 +83,16 @@ At the terminal (where the console is stdio and standard input is a terminal):
   Ctrl-A Ctrl-A  send Ctrl-A to the guest
 
 Signals:
-  SIGTERM, SIGINT   the first presses the power button, the second ends the VM
+  SIGTERM, SIGINT   the first is COMMAND's, or presses the power button; the second ends the VM
   SIGHUP, SIGQUIT   end the VM
 
-Exit status:
+Exit status: that of COMMAND (127 it is not in the guest, 126 it cannot be executed), or
   0      every --expect matched; or without one, the guest powered off, rebooted or halted, or
          Ctrl-A x ended it
   122    an --expect did not match before the guest ended, or a --fail-on matched
   123    the guest panicked or triple-faulted
   124    --timeout ran out
-  125    mvm itself failed: arguments, files, KVM
+  125    mvm itself failed: arguments, files, KVM, a guest that did not get as far as COMMAND
   128+N  signal N ended the VM (130 SIGINT, 143 SIGTERM)
 ";
 
@@ -144,8 +145,12 @@ fn in_one_line(error: &clap::Error) -> String {
         }
         ErrorKind::UnknownArgument | ErrorKind::InvalidSubcommand => {
             let word = context(ContextKind::InvalidSubcommand).unwrap_or(option);
+            // Behind an option clap takes a command's name for a stray word.
+            if CommandLine::command().find_subcommand(&word).is_some() {
+                return format!("'{word}' is for itself; leave out the options of a VM");
+            }
             format!(
-                "unexpected argument '{word}'; a kernel is given as --kernel PATH, the commands are doctor and ctl"
+                "unexpected argument '{word}'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor and ctl"
             )
         }
         ErrorKind::MissingRequiredArgument => {
@@ -185,7 +190,6 @@ fn without_value(option: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn refused(args: &str) -> String {
         let args = ["mvm"].into_iter().chain(args.split_whitespace());
@@ -224,7 +228,7 @@ mod tests {
             ("--kernel", "--kernel needs a value; see 'mvm --help'"),
             (
                 "vmlinux",
-                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, the commands are doctor and ctl",
+                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor and ctl",
             ),
             ("--mem 1G --mem 2G", "--mem is given twice"),
         ] {
@@ -250,7 +254,10 @@ mod tests {
         };
         let help = help.to_string();
         for command in CommandLine::command().get_arguments() {
-            let option = format!("--{}", command.get_long().unwrap());
+            let option = match command.get_long() {
+                Some(long) => format!("--{long}"),
+                None => "[-- COMMAND [ARG]...]".to_owned(),
+            };
             assert!(help.contains(&option), "{option}");
         }
         for status in ["122", "123", "124", "125", "128+N", "Ctrl-A x"] {

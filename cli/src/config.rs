@@ -13,8 +13,8 @@ use log::LevelFilter;
 use serde::Deserialize;
 use thiserror::Error;
 use vmm::config::{
-    BalloonConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig,
+    VmConfig, VsockConfig,
 };
 use vmm::console::ConsoleConfig;
 
@@ -122,6 +122,31 @@ pub struct Settings {
     /// End the VM after this time, such as 500ms, 60s, 2m or 1h
     #[arg(long, value_name = "DURATION", help_heading = "Running")]
     pub timeout: Option<Limit>,
+    /// Run COMMAND in the guest, and exit as it does
+    ///
+    /// An init of mvm's own, put into the initramfs, mounts the root file system (without --rootfs the
+    /// initramfs is the root), brings up the network and starts COMMAND, whose standard streams are
+    /// mvm's. The image's own init is not used. At a terminal COMMAND has one too. The serial console is
+    /// not shown unless --console says where. Example: `mvm --kernel bzImage --rootfs img.ext4 -- make
+    /// check`. In a configuration file: `command = ["make", "check"]`.
+    #[arg(last = true, value_name = "COMMAND", help_heading = "Command")]
+    #[serde(rename = "command")]
+    pub words: Vec<String>,
+    /// Set an environment variable of COMMAND; repeatable
+    ///
+    /// A NAME without a value passes on mvm's own variable of that name. Example: `--env CI=1 --env HOME`.
+    #[arg(long, value_name = "NAME[=VALUE]", help_heading = "Command")]
+    pub env: Vec<String>,
+    /// The guest's directory that COMMAND starts in [default: /]
+    #[arg(long, value_name = "PATH", help_heading = "Command")]
+    pub workdir: Option<PathBuf>,
+    /// Bring the drivers along that the kernel has as modules
+    ///
+    /// DIR is the kernel's module directory on the host, such as /lib/modules/6.12.0-amd64. Not needed
+    /// where the kernel has virtio built in, or the initramfs given with --initrd has its modules, as a
+    /// distribution's has.
+    #[arg(long, value_name = "DIR", help_heading = "Command")]
+    pub modules: Option<PathBuf>,
     /// Succeed once a console line matches this regular expression; repeatable
     ///
     /// When each --expect has matched some line, in any order, the VM is ended with status 0. A guest
@@ -217,6 +242,17 @@ pub enum SettingsError {
     /// Neither the flags nor the file name a kernel.
     #[error("no kernel given; name one with --kernel PATH, see 'mvm --help'")]
     NoKernel,
+    /// A setting for a command, and no command.
+    #[error("--{0} is for a command in the guest; name one after '--'")]
+    NoCommand(&'static str),
+    /// A variable to pass on that is not set.
+    #[error("--env {0}: mvm has no such variable to pass on; write {0}=VALUE")]
+    NoVariable(String),
+    /// Two users of the same streams.
+    #[error(
+        "--console stdio: the command has standard input and output; use --console file=PATH, or leave it out"
+    )]
+    ConsoleTaken,
     /// What they describe cannot be a VM.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -250,7 +286,9 @@ impl Settings {
             Some(path) => self.or(file::read(path)?),
             None => self,
         };
+        let command = settings.command()?;
         let mut vm = VmConfig::new(settings.kernel.ok_or(SettingsError::NoKernel)?);
+        vm.command = command;
         vm.initrd = settings.initrd;
         vm.cmdline = settings.cmdline;
         vm.append = settings.append;
@@ -263,10 +301,15 @@ impl Settings {
         vm.rng = settings.rng.unwrap_or(vm.rng);
         vm.balloon = settings.balloon.unwrap_or(vm.balloon);
         vm.vsock = settings.vsock;
+        let console = match (&vm.command, settings.console) {
+            (Some(_), None) => ConsoleConfig::None,
+            (Some(_), Some(ConsoleConfig::Stdio)) => return Err(SettingsError::ConsoleTaken),
+            (_, console) => console.unwrap_or_default(),
+        };
         vm.validate()?;
         Ok(Run {
             vm,
-            console: settings.console.unwrap_or_default(),
+            console,
             api: settings.api,
             timeout: settings.timeout,
             wanted: Wanted {
@@ -278,6 +321,31 @@ impl Settings {
             log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
             log_file: settings.log_file,
         })
+    }
+
+    /// The command that they ask for, if any.
+    fn command(&self) -> Result<Option<CommandConfig>, SettingsError> {
+        if self.words.is_empty() {
+            let settings = [
+                ("env", !self.env.is_empty()),
+                ("workdir", self.workdir.is_some()),
+                ("modules", self.modules.is_some()),
+            ];
+            return match settings.into_iter().find(|(_, given)| *given) {
+                Some((name, _)) => Err(SettingsError::NoCommand(name)),
+                None => Ok(None),
+            };
+        }
+        Ok(Some(CommandConfig {
+            env: self
+                .env
+                .iter()
+                .map(|variable| with_value(variable))
+                .collect::<Result<_, _>>()?,
+            workdir: self.workdir.clone(),
+            modules: self.modules.clone(),
+            ..CommandConfig::new(&self.words)
+        }))
     }
 
     /// These settings, and the other's where these are silent.
@@ -300,6 +368,10 @@ impl Settings {
             console,
             api,
             timeout,
+            words,
+            env,
+            workdir,
+            modules,
             expect,
             fail_on,
             kernel_errors,
@@ -324,6 +396,10 @@ impl Settings {
             console: console.or(other.console),
             api: api.or(other.api),
             timeout: timeout.or(other.timeout),
+            words: some_or(words, other.words),
+            env: some_or(env, other.env),
+            workdir: workdir.or(other.workdir),
+            modules: modules.or(other.modules),
             expect: some_or(expect, other.expect),
             fail_on: some_or(fail_on, other.fail_on),
             kernel_errors: kernel_errors.or(other.kernel_errors),
@@ -339,6 +415,7 @@ impl Settings {
             &mut self.kernel,
             &mut self.initrd,
             &mut self.api,
+            &mut self.modules,
             &mut self.log_file,
         ];
         let disks = self.rootfs.iter_mut().chain(&mut self.disks);
@@ -361,6 +438,16 @@ impl Settings {
             }
         }
     }
+}
+
+/// A variable with its value: the given one, or mvm's own.
+fn with_value(variable: &str) -> Result<String, SettingsError> {
+    if variable.contains('=') {
+        return Ok(variable.to_owned());
+    }
+    let value = std::env::var(variable);
+    let value = value.map_err(|_| SettingsError::NoVariable(variable.to_owned()))?;
+    Ok(format!("{variable}={value}"))
 }
 
 /// A repeatable option replaces the file's list.

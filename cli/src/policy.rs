@@ -4,12 +4,12 @@
 //! does what it says.
 //!
 //! What counts, in this order: what the console settled, by its first line that did; a crash of the
-//! guest; what stopped the VM from outside; and for a guest that ended by itself, whether everything
-//! expected had come by then. What the guest had printed when it ended is read to the end first, so the
-//! status does not depend on who was faster.
+//! guest; how the guest's command ended; what stopped the VM from outside; and for a guest that ended by
+//! itself, whether everything expected had come by then. What the guest had printed when it ended is read
+//! to the end first, so the status does not depend on who was faster.
 
 use serde::Serialize;
-use vmm::ExitReason;
+use vmm::{CommandEnd, ExitReason};
 
 use crate::signals::Number;
 use crate::status;
@@ -33,8 +33,8 @@ pub enum Event {
 /// What to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Press the power button, and say that a second signal ends the VM.
-    PressPowerButton,
+    /// Ask the guest to end: pass the signal on to its command, or press the power button and say that a second signal ends the VM.
+    AskGuest,
     /// Stop the VM.
     Stop,
     /// The VM was told to stop and has not: leave it.
@@ -69,6 +69,14 @@ pub enum Ending {
     Key,
     /// A client of `--api`.
     Stopped,
+    /// The guest's command ended by itself.
+    CommandExited,
+    /// A signal ended the guest's command.
+    CommandKilled,
+    /// The guest's command could not be started.
+    CommandNotStarted,
+    /// The guest ended before its command did.
+    CommandLost,
 }
 
 /// How it went.
@@ -103,20 +111,29 @@ impl Outcome {
 /// What has been asked so far.
 #[derive(Debug)]
 pub struct Policy {
-    has_power_button: bool,
+    can_ask: bool,
     asked: bool,
     /// What stopped the VM, if not the guest.
     cause: Option<Event>,
+    /// How the guest's command ended, if it had one.
+    command: Option<CommandEnd>,
 }
 
 impl Policy {
-    /// Nothing has been asked. Without a power button the first signal ends the VM.
-    pub fn new(has_power_button: bool) -> Self {
+    /// Nothing has been asked. Where the guest cannot be asked to end, for want of a power button or a
+    /// command, the first signal ends the VM.
+    pub fn new(can_ask: bool) -> Self {
         Self {
-            has_power_button,
+            can_ask,
             asked: false,
             cause: None,
+            command: None,
         }
+    }
+
+    /// How the guest's command ended.
+    pub fn command_ended(&mut self, end: CommandEnd) {
+        self.command = Some(end);
     }
 
     /// Decides on an event.
@@ -124,15 +141,39 @@ impl Policy {
         match (self.cause, event) {
             (Some(_), Event::Ask(_) | Event::End(_)) => Step::Abandon,
             (Some(_), Event::Key | Event::Deadline | Event::Verdict(_)) => Step::Nothing,
-            (None, Event::Ask(_)) if self.has_power_button && !self.asked => {
+            (None, Event::Ask(_)) if self.can_ask && !self.asked => {
                 self.asked = true;
-                Step::PressPowerButton
+                Step::AskGuest
             }
             (None, _) => {
                 self.cause = Some(event);
                 Step::Stop
             }
         }
+    }
+
+    /// As the command did; but one that succeeds does not make up for what did not come.
+    fn by_command(&self, unmet: Option<String>) -> Option<Outcome> {
+        let end = self.command.as_ref()?;
+        let status = end.status()?;
+        Some(match (end, unmet) {
+            (CommandEnd::NotStarted { reason, .. }, _) => {
+                Outcome::new(Ending::CommandNotStarted, status, reason)
+            }
+            (_, Some(unmet)) if status == 0 => Outcome::new(
+                Ending::CommandExited,
+                status::EXPECTATION_FAILED,
+                format!("the command succeeded, and {unmet}"),
+            ),
+            (end, _) => Outcome {
+                ended: match end {
+                    CommandEnd::Killed(_) => Ending::CommandKilled,
+                    _ => Ending::CommandExited,
+                },
+                status,
+                message: None,
+            },
+        })
     }
 
     /// How it went, by the way the VM ended and what its console showed.
@@ -159,10 +200,34 @@ impl Policy {
                 status::GUEST_CRASHED,
                 "the guest triple-faulted: a CPU met a fault while handling a fault",
             ),
-            (cause, ExitReason::Stopped) => stopped(cause, unmet),
-            (_, ExitReason::PoweredOff) => by_itself(Ending::PoweredOff, "powered off", unmet),
-            (_, ExitReason::Rebooted) => by_itself(Ending::Rebooted, "rebooted", unmet),
-            (_, ExitReason::Halted) => by_itself(Ending::Halted, "halted", unmet),
+            // A command that has ended has a status, whatever became of its guest since.
+            (cause, reason) => self
+                .by_command(unmet.clone())
+                .unwrap_or_else(|| self.without_status(cause, reason, unmet)),
+        }
+    }
+
+    /// The VM ended in good order, and no command has a status.
+    fn without_status(
+        &self,
+        cause: Option<Event>,
+        reason: ExitReason,
+        unmet: Option<String>,
+    ) -> Outcome {
+        match reason {
+            ExitReason::Rebooted | ExitReason::Halted | ExitReason::PoweredOff
+                if self.command.is_some() =>
+            {
+                Outcome::new(
+                    Ending::CommandLost,
+                    status::MVM_FAILED,
+                    "the guest ended before its command did; --console file=PATH keeps what it said",
+                )
+            }
+            ExitReason::PoweredOff => by_itself(Ending::PoweredOff, "powered off", unmet),
+            ExitReason::Rebooted => by_itself(Ending::Rebooted, "rebooted", unmet),
+            ExitReason::Halted => by_itself(Ending::Halted, "halted", unmet),
+            _ => stopped(cause, unmet),
         }
     }
 }
@@ -230,13 +295,52 @@ mod tests {
     #[test]
     fn the_first_signal_asks_the_second_ends_the_third_leaves() {
         let (policy, step) = after(&[Event::Ask(TERM)]);
-        assert_eq!(step, Step::PressPowerButton);
+        assert_eq!(step, Step::AskGuest);
         assert_eq!(status_of(&policy, ExitReason::PoweredOff), 0);
         let (policy, step) = after(&[Event::Ask(TERM), Event::Ask(INT)]);
         assert_eq!(step, Step::Stop);
         assert_eq!(status_of(&policy, ExitReason::Stopped), 130);
         let (_, step) = after(&[Event::Ask(TERM), Event::Ask(TERM), Event::Ask(TERM)]);
         assert_eq!(step, Step::Abandon);
+    }
+
+    #[test]
+    fn a_command_that_ended_has_the_last_word_unless_the_console_settled_it() {
+        let with = |end: CommandEnd, cause: &[Event]| {
+            let (mut policy, _) = after(cause);
+            policy.command_ended(end);
+            policy
+        };
+        let exited = |status| CommandEnd::Exited(status);
+        for reason in [ExitReason::PoweredOff, ExitReason::Stopped] {
+            for (end, status) in [(exited(0), 0), (exited(3), 3), (CommandEnd::Killed(9), 137)] {
+                let policy = with(end, &[Event::Deadline]);
+                assert_eq!(policy.outcome(reason, None).status, status);
+            }
+        }
+        let missing = CommandEnd::NotStarted {
+            status: 127,
+            reason: "make: not found".to_owned(),
+        };
+        let outcome = with(missing, &[]).outcome(ExitReason::PoweredOff, None);
+        let expected = Outcome::new(Ending::CommandNotStarted, 127, "make: not found");
+        assert_eq!(outcome, expected);
+        assert_eq!(status_of(&with(exited(0), &[]), ExitReason::Panicked), 123);
+        let lost = |cause: &[Event]| with(CommandEnd::Lost, cause);
+        assert_eq!(status_of(&lost(&[]), ExitReason::PoweredOff), 125);
+        assert_eq!(
+            status_of(&lost(&[Event::Deadline]), ExitReason::Stopped),
+            124
+        );
+
+        let (_, seen) = watch("good", "bad", &[]);
+        let outcome = |end| with(end, &[]).outcome(ExitReason::PoweredOff, Some(&seen));
+        assert_eq!(
+            outcome(exited(0)).status,
+            122,
+            "what was expected did not come"
+        );
+        assert_eq!(outcome(exited(5)).status, 5);
     }
 
     #[test]

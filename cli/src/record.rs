@@ -74,6 +74,10 @@ pub struct Stages {
     entered: Option<Instant>,
     /// The kernel hands over to the first program.
     init: Option<Instant>,
+    /// The guest's command runs.
+    command_started: Option<Instant>,
+    /// The guest's command is over.
+    command_ended: Option<Instant>,
     /// The VM is over.
     ended: Option<Instant>,
 }
@@ -96,6 +100,8 @@ impl Stages {
             created: None,
             entered: None,
             init: None,
+            command_started: None,
+            command_ended: None,
             ended: None,
         }
     }
@@ -111,6 +117,8 @@ impl Stages {
             EventKind::Line(line) if self.init.is_none() && hands_over(line) => {
                 self.init = Some(event.at);
             }
+            EventKind::CommandStarted => self.command_started = Some(event.at),
+            EventKind::CommandEnded => self.command_ended = Some(event.at),
             EventKind::Ended => self.ended = Some(event.at),
             _ => {}
         }
@@ -138,6 +146,16 @@ impl Stages {
                 "init",
                 self.init,
                 "the console's line 'Run … as init process' arrived",
+            ),
+            stage(
+                "command-start",
+                self.command_started,
+                "the guest's init said that the command runs",
+            ),
+            stage(
+                "command-end",
+                self.command_ended,
+                "the command was over, and what it had said was passed on",
             ),
             stage("end", self.ended, "the VM was over"),
         ]
@@ -181,6 +199,8 @@ mod tests {
         ] {
             happens(EventKind::Line(line.to_owned()));
         }
+        happens(EventKind::CommandStarted);
+        happens(EventKind::CommandEnded);
         happens(EventKind::Ended);
         let list = stages.list();
         let list: Vec<_> = list.iter().map(|it| (it.name, it.at.as_millis())).collect();
@@ -190,9 +210,11 @@ mod tests {
                 ("start", 0),
                 ("first-instruction", 10),
                 ("init", 30),
-                ("end", 50)
+                ("command-start", 50),
+                ("command-end", 60),
+                ("end", 70)
             ]
         );
-        assert_eq!(stages.total(), Duration::from_millis(50));
+        assert_eq!(stages.total(), Duration::from_millis(70));
     }
 }

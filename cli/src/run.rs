@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use thiserror::Error;
+use vmm::config::VmConfig;
 use vmm::console::{Console, ConsoleConfig, ConsoleError, InputFilter};
 use vmm::{BuildError, VmBuilder, VmError, events};
 
@@ -20,6 +21,7 @@ use crate::policy::{Outcome, Policy};
 use crate::record::{Record, Start};
 use crate::report::{ReportError, Reports};
 use crate::signals::Signals;
+use crate::streams;
 use crate::terminal::{self, RawTerminal};
 use crate::usage::Usage;
 use crate::watch::Watch;
@@ -53,6 +55,9 @@ pub enum RunError {
     /// The terminal refused to be raw.
     #[error("the terminal cannot be made raw: {0}")]
     Terminal(#[source] io::Error),
+    /// Standard input, output or error cannot be the command's.
+    #[error("standard input, output and error cannot be the command's: {0}")]
+    Streams(#[source] io::Error),
     /// Signals could not be watched, or the loop could not wait.
     #[error("signals and the VM's end cannot be waited for: {0}")]
     Wait(#[source] io::Error),
@@ -72,16 +77,30 @@ pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
 }
 
 /// Boots and waits for the end. A run that is followed is written down, however it ends.
-fn boot(run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> {
-    let at_terminal = run.console == ConsoleConfig::Stdio && io::stdin().is_terminal();
+fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> {
     let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
-    let console = open_console(&run.console, at_terminal.then_some(&end_key))?;
+    let console_at_terminal = run.console == ConsoleConfig::Stdio && io::stdin().is_terminal();
+    let console = open_console(&run.console, console_at_terminal.then_some(&end_key))?;
+    let mut command_streams = None;
+    if run.console == ConsoleConfig::None && record.is_none() {
+        speak_low(&mut run.vm);
+    }
+    if let Some(command) = &mut run.vm.command {
+        command.terminal = terminal::size();
+        let keys = command.terminal.map(|_| key_filter(Arc::clone(&end_key)));
+        command_streams = Some(streams::inherit(keys).map_err(RunError::Streams)?);
+    }
+    let command = run.vm.command.as_ref();
+    let at_terminal = console_at_terminal || command.is_some_and(|it| it.terminal.is_some());
     let api = run.api.as_deref();
     let api = api
         .map(|path| api::Socket::open(path, &run.vm))
         .transpose()?;
-    let policy = Policy::new(run.vm.acpi);
+    let policy = Policy::new(run.vm.acpi || command.is_some());
     let mut builder = VmBuilder::new(run.vm).console(console);
+    if let Some(streams) = command_streams {
+        builder = builder.command_io(streams);
+    }
     let mut events = None;
     if record.is_some() {
         let (sender, receiver) = events::channel().map_err(RunError::Wait)?;
@@ -117,7 +136,7 @@ fn boot(run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> 
     let handle = running.handle();
     let ended = running.wait();
     drop(server);
-    let policy = supervisor.finish();
+    let mut policy = supervisor.finish();
     if let Some(record) = &mut record {
         record.exits = handle.exits();
     }
@@ -127,10 +146,21 @@ fn boot(run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> 
         }
         other => RunError::Vm(other),
     })?;
+    if let Some(end) = exit.command {
+        policy.command_ended(end);
+    }
     let watch = record.map(|record| &record.watch);
     let outcome = policy.outcome(exit.reason, watch);
     tell(&outcome, watch);
     Ok(outcome)
+}
+
+/// Keeps the kernel from printing what nobody reads: each character is an exit. Errors are still printed.
+fn speak_low(vm: &mut VmConfig) {
+    if vm.command.is_some() && vm.cmdline.is_none() {
+        let more = vm.append.take().unwrap_or_default();
+        vm.append = Some(format!("quiet {more}").trim_end().to_owned());
+    }
 }
 
 /// Says what is not plain.

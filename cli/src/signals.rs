@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -25,6 +25,8 @@ pub enum Request {
     Suspend,
     /// The process was continued: SIGCONT.
     Resume,
+    /// The terminal's size changed: SIGWINCH.
+    Resize,
 }
 
 /// A signal's number.
@@ -56,8 +58,10 @@ impl Signals {
     /// background jobs protect their children.
     pub fn watch(job_control: bool) -> io::Result<Self> {
         let ending = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
-        let job = [SIGTSTP, SIGCONT].into_iter().filter(|_| job_control);
-        let mut wanted = Vec::with_capacity(6);
+        let job = [SIGTSTP, SIGCONT, SIGWINCH]
+            .into_iter()
+            .filter(|_| job_control);
+        let mut wanted = Vec::with_capacity(7);
         for signal in ending.into_iter().chain(job) {
             if !is_ignored(signal)? {
                 wanted.push(signal);
@@ -88,6 +92,7 @@ fn request(signal: i32) -> Option<Request> {
         SIGHUP | SIGQUIT => Some(Request::End(number)),
         SIGTSTP => Some(Request::Suspend),
         SIGCONT => Some(Request::Resume),
+        SIGWINCH => Some(Request::Resize),
         _ => None,
     }
 }
@@ -115,6 +120,7 @@ mod tests {
         assert_eq!(request(SIGQUIT), Some(Request::End(Number(3))));
         assert_eq!(request(SIGTSTP), Some(Request::Suspend));
         assert_eq!(request(SIGCONT), Some(Request::Resume));
+        assert_eq!(request(SIGWINCH), Some(Request::Resize));
         assert_eq!(request(64), None);
         assert_eq!(Number(15).name(), "SIGTERM");
         assert_eq!(Number(15).status(), 143);
@@ -124,7 +130,7 @@ mod tests {
     fn an_ignored_signal_is_seen_as_such() {
         // Rust ignores SIGPIPE before main.
         assert!(is_ignored(libc::SIGPIPE).unwrap());
-        assert!(!is_ignored(libc::SIGWINCH).unwrap());
+        assert!(!is_ignored(SIGWINCH).unwrap());
         assert!(is_ignored(0).is_err());
     }
 }

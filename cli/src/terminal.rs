@@ -10,7 +10,8 @@ use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use vmm::config::TerminalSize;
 
 /// What standard input was before the guest got it; `None` while it is not the guest's.
 static STDIN: Mutex<Option<RawMode<BorrowedFd<'static>>>> = Mutex::new(None);
@@ -52,6 +53,19 @@ impl<Fd: AsFd> RawMode<Fd> {
         // Where there is no job control there is no background either.
         tcgetpgrp(&self.terminal).map_or(true, |group: Pid| group == getpgrp())
     }
+}
+
+/// The size of the terminal, where standard input and output are one.
+pub fn size() -> Option<TerminalSize> {
+    let (stdin, stdout) = (rustix::stdio::stdin(), rustix::stdio::stdout());
+    if !stdin.is_terminal() || !stdout.is_terminal() {
+        return None;
+    }
+    let size = tcgetwinsize(stdout).ok()?;
+    Some(TerminalSize {
+        columns: size.ws_col,
+        rows: size.ws_row,
+    })
 }
 
 /// Standard input in raw mode, until dropped.

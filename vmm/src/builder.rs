@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arch::board::{Board, MmioSlot};
-use arch::kernel::{self, Loaded};
+use arch::kernel::{self, Initrd, Loaded};
 use arch::x86_64::{boot, layout, memory as ram};
 use devices::bus::Bus;
-use devices::io::{IoError, IoHandle, IoThread};
+use devices::io::{IoError, IoHandle, IoTask, IoThread};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::power::{self, PowerBlock, PowerButton};
 use devices::legacy::pvpanic::{self, PvPanic};
@@ -21,6 +21,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
 use crate::catalog::{self, Controls};
+use crate::command::{self, CommandIo, CommandLine};
 use crate::config::{DEFAULT_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console};
 use crate::error::{BuildError, VmError};
@@ -38,6 +39,7 @@ pub struct VmBuilder {
     console: Console,
     devices: Vec<Box<dyn VirtioDevice>>,
     events: Option<EventSender>,
+    command_io: Option<CommandIo>,
 }
 
 impl VmBuilder {
@@ -49,6 +51,7 @@ impl VmBuilder {
             console: Console::none(),
             devices: Vec::new(),
             events: None,
+            command_io: None,
         }
     }
 
@@ -73,6 +76,13 @@ impl VmBuilder {
         self
     }
 
+    /// Where the streams of the guest's command are; by default this process's own.
+    #[must_use]
+    pub fn command_io(mut self, streams: CommandIo) -> Self {
+        self.command_io = Some(streams);
+        self
+    }
+
     /// Checks everything, loads the kernel, and assembles the machine. No vCPU runs yet.
     ///
     /// # Errors
@@ -83,6 +93,7 @@ impl VmBuilder {
             console,
             devices: own,
             events,
+            command_io,
         } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
@@ -93,10 +104,19 @@ impl VmBuilder {
             return Err(BuildError::TooManyDevices(devices.len()));
         }
         let cmdline = cmdline(&config, acpi, &slots);
-        let (memory, loaded) = load(&config, &cmdline)?;
+        let appended = match &config.command {
+            Some(command) => command::initramfs(&config, command)?,
+            None => Vec::new(),
+        };
+        let (memory, loaded) = load(&config, &cmdline, &appended)?;
+        let command = match &config.command {
+            Some(_) => Some(CommandLine::new(command_io, controls.vsock.as_ref())?),
+            None => None,
+        };
         let board = Board {
             cpus: config.cpus,
             acpi,
+            second_serial_port: command.is_some(),
             virtio_mmio: slots,
         };
         boot::configure(&memory, &board, &loaded)?;
@@ -112,6 +132,7 @@ impl VmBuilder {
             io_threads: config.io_threads,
             console,
             events,
+            command,
         }
         .assemble()
     }
@@ -127,6 +148,7 @@ struct Assembly {
     io_threads: u8,
     console: Console,
     events: Option<EventSender>,
+    command: Option<CommandLine>,
 }
 
 impl Assembly {
@@ -140,6 +162,7 @@ impl Assembly {
             io_threads,
             console,
             events,
+            mut command,
         } = self;
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
@@ -154,6 +177,12 @@ impl Assembly {
         let AttachedConsole { port, input, guard } =
             console.attach(kvm.line(layout::SERIAL_GSI)?, events)?;
         pio.insert(layout::SERIAL_PORT.into(), serial::LEN, port)?;
+        let mut inputs: Vec<IoTask> = input.into_iter().collect();
+        if let Some(command) = &mut command {
+            let (port, input) = command.attach(kvm.line(layout::SECOND_SERIAL_GSI)?)?;
+            pio.insert(layout::SECOND_SERIAL_PORT.into(), serial::LEN, port)?;
+            inputs.extend(input);
+        }
         let power_button = Arc::new(PowerButton::new(kvm.line(layout::POWER_BUTTON_GSI)?));
         add_legacy(&mut pio, &lifecycle)?;
 
@@ -184,7 +213,7 @@ impl Assembly {
             unreachable!("validated: at least one I/O thread")
         };
         first.add(Box::new(watcher))?;
-        if let Some(input) = input {
+        for input in inputs {
             first.add(input)?;
         }
 
@@ -206,6 +235,7 @@ impl Assembly {
             io,
             controls: Arc::new(controls),
             console: Some(guard),
+            command,
             power_button,
             exits,
             lifecycle,
@@ -277,13 +307,20 @@ fn cmdline(config: &VmConfig, acpi: bool, slots: &[MmioSlot]) -> String {
             )
         }));
     }
+    if config.command.is_some() {
+        words.push(command::kernel_words());
+    }
     words.extend(config.append.clone());
     words.retain(|word| !word.is_empty());
     words.join(" ")
 }
 
 /// Guest memory with kernel, initrd and command line in it.
-fn load(config: &VmConfig, cmdline: &str) -> Result<(GuestMemory, Loaded), BuildError> {
+fn load(
+    config: &VmConfig,
+    cmdline: &str,
+    appended: &[u8],
+) -> Result<(GuestMemory, Loaded), BuildError> {
     let mut kernel = open("kernel", &config.kernel)?;
     let mut initrd = match &config.initrd {
         Some(path) => Some(open("initrd", path)?),
@@ -296,7 +333,11 @@ fn load(config: &VmConfig, cmdline: &str) -> Result<(GuestMemory, Loaded), Build
             source,
         }
     })?;
-    let loaded = kernel::load(&memory, &mut kernel, initrd.as_mut(), cmdline)
+    let initrd_parts = Initrd {
+        file: initrd.as_mut(),
+        appended,
+    };
+    let loaded = kernel::load(&memory, &mut kernel, initrd_parts, cmdline)
         .map_err(|source| BuildError::kernel(source, &config.kernel, config.initrd.as_deref()))?;
     Ok((memory, loaded))
 }

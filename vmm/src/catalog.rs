@@ -9,7 +9,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use devices::virtio::rng::Rng;
 
-use crate::config::VmConfig;
+use crate::config::{VmConfig, VsockConfig};
 use crate::error::BuildError;
 use crate::vsock::{self, Vsock};
 
@@ -38,7 +38,9 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
         controls.balloon = Some(balloon.control());
         devices.push(Box::new(balloon));
     }
-    if let Some(settings) = &config.vsock {
+    // A command is reached by the vsock; where the user has none, it gets one of its own.
+    let own = config.command.as_ref().map(|_| VsockConfig::private());
+    if let Some(settings) = config.vsock.as_ref().or(own.as_ref()) {
         let (device, vsock) = vsock::open(settings)?;
         controls.vsock = Some(vsock);
         devices.push(Box::new(device));

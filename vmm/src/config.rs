@@ -6,6 +6,7 @@
 pub mod list;
 
 mod balloon;
+mod command;
 mod disk;
 mod rng;
 mod size;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use balloon::{BalloonConfig, BalloonError};
+pub use command::{CommandConfig, CommandError, TerminalSize};
 pub use disk::{Cache, DiskConfig, DiskError, Engine, SERIAL_MAX};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
@@ -63,6 +65,9 @@ pub struct VmConfig {
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
+    /// Run this command in the guest, instead of the guest's own init.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandConfig>,
     /// Whether the guest gets ACPI tables. Without them it is told of its devices on the command line,
     /// gets a PIT, and has one CPU.
     #[serde(default = "default_true")]
@@ -105,6 +110,7 @@ impl VmConfig {
             balloon: BalloonConfig::default(),
             vsock: None,
             io_threads: default_io_threads(),
+            command: None,
             acpi: true,
         }
     }
@@ -149,6 +155,9 @@ impl VmConfig {
         self.balloon.validate(self.mem)?;
         if let Some(vsock) = &self.vsock {
             vsock.validate()?;
+        }
+        if let Some(command) = &self.command {
+            command.validate()?;
         }
         self.validate_disks()
     }
@@ -209,6 +218,9 @@ pub enum ConfigError {
     /// Two disks on one image would overwrite each other.
     #[error("disk {} is given twice; a disk can appear twice only if each time it is read-only", .0.display())]
     DiskTwice(PathBuf),
+    /// The command.
+    #[error(transparent)]
+    Command(#[from] CommandError),
     /// One of the disks.
     #[error(transparent)]
     Disk(#[from] DiskError),

@@ -12,6 +12,7 @@ use devices::virtio::block::image::ImageError;
 use kvm_ioctls::Error as KvmErrno;
 use thiserror::Error;
 
+use crate::command::ModulesError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 pub use crate::kvm::vm::KvmError;
@@ -54,6 +55,9 @@ pub enum BuildError {
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),
+    /// Kernel modules cannot be brought along.
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
     /// Guest memory cannot be mapped.
     #[error("{mib} MiB of guest memory cannot be mapped: {source}; lower --mem")]
     Memory {
@@ -112,7 +116,7 @@ pub enum VmError {
     #[error("KVM_RUN failed: {0}; 'mvm doctor' tells what this host can do")]
     Run(#[source] KvmErrno),
     /// A thread could not be started.
-    #[error("a vCPU thread cannot be started: {0}")]
+    #[error("a thread of the VM cannot be started: {0}")]
     Spawn(#[source] io::Error),
     /// The processor refused to enter the guest.
     #[error(

@@ -44,6 +44,10 @@ pub enum EventKind {
     /// The guest has printed a line's beginning and made a pause, as after a prompt. The same line may
     /// come again, longer or whole; nothing else is printed in between.
     Unfinished(String),
+    /// The guest's command runs.
+    CommandStarted,
+    /// The guest's command is over, and what it said has been passed on.
+    CommandEnded,
     /// The VM is over. What it had printed by then may still follow.
     Ended,
 }

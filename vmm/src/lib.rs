@@ -20,6 +20,7 @@
 
 mod builder;
 mod catalog;
+mod command;
 pub mod config;
 pub mod console;
 mod error;
@@ -33,6 +34,7 @@ mod vcpu;
 pub mod vsock;
 
 pub use builder::VmBuilder;
+pub use command::{CommandEnd, CommandHandle, CommandIo, ModulesError};
 pub use devices::virtio::balloon;
 pub use error::{BuildError, EmulationFailure, KvmError, VmError};
 pub use kvm::probe;

@@ -22,6 +22,7 @@ use devices::virtio::balloon::BalloonControl;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::catalog::Controls;
+use crate::command::{CommandEnd, CommandHandle, CommandLine};
 use crate::console::{ConsoleGuard, FLUSH_LIMIT};
 use crate::error::VmError;
 use crate::events::{EventKind, EventNotes};
@@ -50,10 +51,12 @@ pub enum ExitReason {
 }
 
 /// How a VM ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     /// Why.
     pub reason: ExitReason,
+    /// How its command ended, if it was to run one.
+    pub command: Option<CommandEnd>,
 }
 
 /// The end of a VM, in good or bad.
@@ -115,7 +118,7 @@ impl Lifecycle {
     }
 
     /// Tells whoever follows the VM.
-    fn note(&self, kind: EventKind) {
+    pub fn note(&self, kind: EventKind) {
         if let Some(notes) = &self.notes {
             notes.send(kind);
         }
@@ -124,6 +127,11 @@ impl Lifecycle {
     /// Makes every vCPU leave the guest.
     pub fn kick(&self) {
         lock(&self.vcpus).iter().for_each(kick);
+    }
+
+    /// Readable once the VM is over.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.ended.as_fd()
     }
 
     /// The watch for machines that halt for good.
@@ -159,6 +167,7 @@ pub(crate) struct Machine {
     pub io: Vec<IoThread>,
     pub controls: Arc<Controls>,
     pub console: Option<ConsoleGuard>,
+    pub command: Option<CommandLine>,
     pub power_button: Arc<PowerButton>,
     pub exits: Arc<[Arc<ExitCounter>]>,
     pub lifecycle: Arc<Lifecycle>,
@@ -172,6 +181,7 @@ impl Machine {
             power_button: self.power_button.clone(),
             controls: self.controls.clone(),
             exits: self.exits.clone(),
+            command: self.command.as_ref().map(CommandLine::handle),
         }
     }
 }
@@ -189,7 +199,12 @@ impl Vm {
     /// A thread could not be started; the VM is gone.
     pub fn run(self) -> Result<Running, VmError> {
         let Self { vcpus, machine } = self;
-        let running = Running { machine };
+        let mut running = Running { machine };
+        if let Some(command) = &mut running.machine.command {
+            command
+                .start(&running.machine.lifecycle)
+                .map_err(VmError::Spawn)?;
+        }
         {
             // Held until all are there, so that whoever ends the VM early kicks them all.
             let mut threads = lock(&running.machine.lifecycle.vcpus);
@@ -248,14 +263,16 @@ impl Running {
     /// # Errors
     /// The VM did not end by itself: KVM or the host failed it.
     pub fn wait(mut self) -> Result<Exit, VmError> {
-        self.join();
+        let command = self.join();
         let outcome = lock(&self.machine.lifecycle.outcome).take();
         outcome
             .unwrap_or(Ok(ExitReason::Stopped))
-            .map(|reason| Exit { reason })
+            .map(|reason| Exit { reason, command })
     }
 
-    fn join(&mut self) {
+    /// Ends what goes on beside the guest, in the order in which it comes to rest; how the guest's
+    /// command ended.
+    fn join(&mut self) -> Option<CommandEnd> {
         let machine = &mut self.machine;
         let mut ended = [rustix::event::PollFd::new(
             &machine.lifecycle.ended,
@@ -280,6 +297,8 @@ impl Running {
         if let Some(console) = machine.console.take() {
             console.close(FLUSH_LIMIT);
         }
+        let command = machine.command.take()?;
+        Some(command.join())
     }
 }
 
@@ -293,7 +312,7 @@ impl AsFd for Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.machine.lifecycle.end(Ok(ExitReason::Stopped));
-        self.join();
+        let _ = self.join();
     }
 }
 
@@ -304,6 +323,7 @@ pub struct VmHandle {
     power_button: Arc<PowerButton>,
     controls: Arc<Controls>,
     exits: Arc<[Arc<ExitCounter>]>,
+    command: Option<CommandHandle>,
 }
 
 impl VmHandle {
@@ -336,6 +356,12 @@ impl VmHandle {
     #[must_use]
     pub fn exits(&self) -> ExitCounts {
         ExitCounts::sum(self.exits.iter().map(|counter| &**counter))
+    }
+
+    /// The command that the guest runs, if it was given one.
+    #[must_use]
+    pub fn command(&self) -> Option<&CommandHandle> {
+        self.command.as_ref()
     }
 
     /// Ends the VM now, whatever the guest does.

@@ -14,8 +14,82 @@ use crate::x86_64::memory;
 
 const PAGE: u64 = 0x1000;
 
+/// An initrd: a file, and what comes behind it.
+///
+/// The kernel takes archives one after the other, compressed or not; what it unpacks last stands. One that
+/// is not compressed begins at a multiple of four bytes, with zeroes before it
+/// (`Documentation/driver-api/early-userspace/buffer-format.rst`).
+#[derive(Debug, Default)]
+pub struct Initrd<'a> {
+    /// The user's file; its position changes.
+    pub file: Option<&'a mut File>,
+    /// An archive to put behind it.
+    pub appended: &'a [u8],
+}
+
+impl<'a> From<Option<&'a mut File>> for Initrd<'a> {
+    fn from(file: Option<&'a mut File>) -> Self {
+        Self {
+            file,
+            appended: &[],
+        }
+    }
+}
+
+impl Initrd<'_> {
+    /// Sizes of the file and of the whole.
+    pub(super) fn size(&mut self) -> Result<Size, KernelError> {
+        let file = match &mut self.file {
+            Some(file) => size(file)?,
+            None => 0,
+        };
+        let appended = self.appended.len() as u64;
+        let whole = match appended {
+            0 => file,
+            appended => file
+                .checked_next_multiple_of(ALIGNMENT)
+                .and_then(|start| start.checked_add(appended))
+                .ok_or(KernelError::InitrdTooLarge {
+                    len: file,
+                    max: u64::MAX,
+                })?,
+        };
+        Ok(Size { file, whole })
+    }
+
+    /// Reads all of it into guest memory at `start`.
+    pub(super) fn copy(
+        self,
+        memory: &GuestMemoryMmap<()>,
+        start: u64,
+        size: Size,
+    ) -> Result<Range<u64>, KernelError> {
+        if let Some(file) = self.file {
+            copy(memory, file, start, size.file)?;
+        }
+        // The gap is zero: nothing has written to this memory yet.
+        let appended = start + size.whole - self.appended.len() as u64;
+        memory
+            .write_slice(self.appended, GuestAddress(appended))
+            .map_err(KernelError::InitrdCopy)?;
+        Ok(start..start + size.whole)
+    }
+}
+
+/// How long an initrd is, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// The file.
+    pub file: u64,
+    /// All of it.
+    pub whole: u64,
+}
+
+/// Where an archive that is not compressed may begin.
+const ALIGNMENT: u64 = 4;
+
 /// The size of the initrd file.
-pub(super) fn size(file: &mut File) -> Result<u64, KernelError> {
+fn size(file: &mut File) -> Result<u64, KernelError> {
     file_size(file).map_err(|error| match error {
         KernelError::Directory => KernelError::InitrdDirectory,
         KernelError::NotSeekable => KernelError::InitrdNotSeekable,
@@ -56,19 +130,18 @@ pub(super) fn place(
     Ok((top - len) & !(PAGE - 1))
 }
 
-/// Reads the initrd into guest memory at `start`.
-pub(super) fn copy(
+/// Reads the file into guest memory at `start`.
+fn copy(
     memory: &GuestMemoryMmap<()>,
     file: &mut File,
     start: u64,
     len: u64,
-) -> Result<Range<u64>, KernelError> {
+) -> Result<(), KernelError> {
     file.seek(SeekFrom::Start(0))
         .map_err(KernelError::InitrdRead)?;
     // It fits the memory, so the memory's usize.
     let count = usize::try_from(len).unwrap_or(usize::MAX);
     memory
         .read_exact_volatile_from(GuestAddress(start), file, count)
-        .map_err(KernelError::InitrdCopy)?;
-    Ok(start..start + len)
+        .map_err(KernelError::InitrdCopy)
 }

@@ -37,6 +37,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 pub use self::error::{KernelError, Part};
 use self::identify::Image;
 pub use self::identify::{Compression, Lookalike};
+pub use self::initrd::Initrd;
 use crate::x86_64::layout;
 
 /// Kinds of kernel, by the way they are entered.
@@ -116,25 +117,22 @@ struct Plan {
 /// Everything about the files, the command line and the size of memory that keeps a kernel from
 /// starting. The message is one line without the file's name; [`KernelError::part`] says which of
 /// the inputs it is about.
-pub fn load(
+pub fn load<'a>(
     memory: &GuestMemoryMmap<()>,
     kernel: &mut File,
-    initrd: Option<&mut File>,
+    initrd: impl Into<Initrd<'a>>,
     cmdline: &str,
 ) -> Result<Loaded, KernelError> {
     let plan = examine(kernel)?;
     check_cmdline(cmdline, plan.cmdline_max)?;
-    let initrd = match initrd {
-        Some(file) => Some((initrd::size(file)?, file)),
-        None => None,
-    };
-    let initrd_len = initrd.as_ref().map_or(0, |&(len, _)| len);
-    let initrd_start = initrd::place(&plan, initrd_len, memory)?;
+    let mut initrd = initrd.into();
+    let initrd_size = initrd.size()?;
+    let initrd_start = initrd::place(&plan, initrd_size.whole, memory)?;
 
     copy_kernel(memory, kernel, &plan)?;
-    let initrd = match initrd {
-        Some((len, file)) => Some(initrd::copy(memory, file, initrd_start, len)?),
-        None => None,
+    let initrd = match initrd_size.whole {
+        0 => None,
+        _ => Some(initrd.copy(memory, initrd_start, initrd_size)?),
     };
     let mut text = Vec::with_capacity(cmdline.len() + 1);
     text.extend_from_slice(cmdline.as_bytes());

@@ -137,6 +137,7 @@ mod tests {
     fn board(acpi: bool) -> Board {
         Board {
             cpus: 1,
+            second_serial_port: false,
             acpi,
             virtio_mmio: Vec::new(),
         }

@@ -82,6 +82,11 @@ pub const SERIAL_PORT_LEN: u16 = 8;
 /// Interrupt line of COM1.
 pub const SERIAL_GSI: u32 = 4;
 
+/// First port of COM2, which has as many as COM1.
+pub const SECOND_SERIAL_PORT: u16 = 0x2f8;
+/// Interrupt line of COM2.
+pub const SECOND_SERIAL_GSI: u32 = 3;
+
 /// Data port of the keyboard controller.
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// Command and status port of the keyboard controller; command 0xfe resets the machine.
@@ -154,7 +159,8 @@ mod tests {
         assert!(end <= u64::from(IOAPIC_ADDR));
         for slot in slots {
             assert!(slot.gsi < IOAPIC_PINS);
-            assert!(![0, 1, 2, 8, SERIAL_GSI, POWER_BUTTON_GSI].contains(&slot.gsi));
+            let taken = [0, 1, 2, 8, SERIAL_GSI, SECOND_SERIAL_GSI, POWER_BUTTON_GSI];
+            assert!(!taken.contains(&slot.gsi));
         }
     }
 

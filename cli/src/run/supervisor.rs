@@ -65,6 +65,7 @@ impl Supervisor<'_> {
                     Request::End(signal) => self.obey(Event::End(signal), &handle),
                     Request::Suspend => self.terminal.iter().for_each(RawTerminal::stop_process),
                     Request::Resume => self.terminal.iter().for_each(RawTerminal::resume),
+                    Request::Resize => resize(&handle),
                 }
             }
             if self.end_key.take() {
@@ -117,7 +118,10 @@ impl Supervisor<'_> {
 
     fn obey(&mut self, event: Event, handle: &VmHandle) {
         match (self.policy.on(event), event) {
-            (Step::PressPowerButton, Event::Ask(signal)) => {
+            (Step::AskGuest, Event::Ask(signal)) => {
+                if let Some(command) = handle.command() {
+                    return command.signal(signal.0);
+                }
                 handle.press_power_button();
                 terminal::say(&format!(
                     "{}: pressed the guest's power button; a second signal ends the VM",
@@ -132,5 +136,12 @@ impl Supervisor<'_> {
             }
             _ => {}
         }
+    }
+}
+
+/// Tells the guest's command of its terminal's new size.
+fn resize(handle: &VmHandle) {
+    if let (Some(command), Some(size)) = (handle.command(), terminal::size()) {
+        command.resize(size.columns, size.rows);
     }
 }

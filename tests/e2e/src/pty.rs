@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, Termios, Winsize, tcgetattr, tcsetattr, tcsetwinsize,
+};
 
 use crate::context::Context;
 use crate::vm::{Mvm, Outcome, Stream, Transcript, wait_until};
@@ -50,14 +52,29 @@ impl From<Termios> for Settings {
     }
 }
 
+fn window(columns: u16, rows: u16) -> Winsize {
+    Winsize {
+        ws_col: columns,
+        ws_row: rows,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}
+
 impl TerminalVm {
     /// Starts it as the leader of a session with a controlling terminal, as a terminal emulator does.
     pub fn spawn(context: &Context, mvm: &Mvm<'_>) -> Result<Self> {
+        Self::spawn_sized(context, mvm, 80, 24)
+    }
+
+    /// The same, in a window of this size.
+    pub fn spawn_sized(context: &Context, mvm: &Mvm<'_>, columns: u16, rows: u16) -> Result<Self> {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let name = ptsname(&master, Vec::new())?;
         let slave = open_slave(OsStr::from_bytes(name.as_bytes()))?;
+        tcsetwinsize(&master, window(columns, rows))?;
         // Something that is not the default, to see that this comes back and not just something sane.
         let mut settings = tcgetattr(&slave)?;
         settings.local_modes.remove(LocalModes::ECHOE);
@@ -91,6 +108,11 @@ impl TerminalVm {
             transcript,
             deadline: context.deadline,
         })
+    }
+
+    /// Gives the window another size.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        Ok(tcsetwinsize(&self.master, window(columns, rows))?)
     }
 
     /// Waits until this is on the screen.

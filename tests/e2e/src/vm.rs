@@ -131,6 +131,8 @@ pub struct Mvm<'a> {
     program: OsString,
     args: Vec<OsString>,
     append: Vec<String>,
+    /// What comes after `--`.
+    command: Vec<OsString>,
     reading_rest: Duration,
 }
 
@@ -142,6 +144,7 @@ impl<'a> Mvm<'a> {
             program: program.into(),
             args: Vec::new(),
             append: Vec::new(),
+            command: Vec::new(),
             reading_rest: Duration::ZERO,
         }
     }
@@ -180,6 +183,19 @@ impl<'a> Mvm<'a> {
         self.append(&format!("mvm.test={script}"))
     }
 
+    /// A command for the guest.
+    #[must_use]
+    pub fn command<T: Into<OsString>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
+        self.command.extend(words.into_iter().map(Into::into));
+        self
+    }
+
+    /// A command for the guest's shell.
+    #[must_use]
+    pub fn shell(self, text: &str) -> Self {
+        self.command(["/bin/sh", "-c", text])
+    }
+
     /// Reads the output slowly: a few bytes, then a rest.
     #[must_use]
     pub fn read_slowly(mut self, rest: Duration) -> Self {
@@ -192,6 +208,10 @@ impl<'a> Mvm<'a> {
         let mut args = self.args.clone();
         if !self.append.is_empty() {
             args.extend(["--append".into(), self.append.join(" ").into()]);
+        }
+        if !self.command.is_empty() {
+            args.push("--".into());
+            args.extend(self.command.iter().cloned());
         }
         args
     }
@@ -309,6 +329,11 @@ impl Vm {
     pub fn type_in(&mut self, text: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("its input is closed")?;
         Ok(stdin.write_all(text.as_bytes())?)
+    }
+
+    /// The pipe to its standard input, for somebody else to write to.
+    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
+        self.stdin.take()
     }
 
     /// Ends its input.

@@ -60,6 +60,14 @@ pub enum VsockConfigError {
 }
 
 impl VsockConfig {
+    /// One that only this process reaches.
+    pub(crate) fn private() -> Self {
+        Self {
+            cid: FIRST_CID,
+            uds: None,
+        }
+    }
+
     /// A vsock that only this process reaches.
     pub fn new(cid: u32) -> Self {
         Self { cid, uds: None }

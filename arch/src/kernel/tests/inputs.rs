@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kernel::image::{Bz, Segment, vmlinux};
-use crate::kernel::{Compression, Lookalike, Part};
+use crate::kernel::{Compression, Initrd, Lookalike, Part};
 
 fn load_initrd(bytes: u64, kernel: &[u8], initrd: &[u8]) -> Result<Loaded, KernelError> {
     load(
@@ -22,6 +22,25 @@ fn the_initrd_ends_at_the_top_of_low_memory_in_whole_pages() {
     let initrd = loaded.initrd.unwrap();
     assert_eq!(initrd, 0x3ff_e000..0x3ff_f801);
     assert_eq!(guest_bytes(&memory, initrd.start, contents.len()), contents);
+}
+
+#[test]
+fn what_is_appended_begins_at_a_word_behind_the_file() {
+    for (len, gap) in [(0, 0), (4, 0), (5, 3), (4095, 1), (4097, 3)] {
+        let memory = memory(64 * MIB);
+        let contents = vec![0xff; len];
+        let mut initrd = (len > 0).then(|| file(&contents));
+        let initrd = Initrd {
+            file: initrd.as_mut(),
+            appended: b"070701",
+        };
+        let kernel = vmlinux().bytes();
+        let loaded = load(&memory, &mut file(&kernel), initrd, "").unwrap();
+        let range = loaded.initrd.unwrap();
+        let expected = [&contents[..], &vec![0; gap], b"070701"].concat();
+        assert_eq!(range.end - range.start, expected.len() as u64);
+        assert_eq!(guest_bytes(&memory, range.start, expected.len()), expected);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! | name | \_HID | what | driver in Linux |
 //! |---|---|---|---|
 //! | `C000`… | ACPI0007 | CPUs | processor |
-//! | `COM1` | PNP0501 | serial port | 8250_pnp |
+//! | `COM1`, `COM2` | PNP0501 | serial ports | 8250_pnp |
 //! | `V000`… | LNRO0005 | virtio-mmio | virtio_mmio |
 //! | `PEVT` | QEMU0001 | pvpanic | pvpanic-mmio |
 //! | `PWRB` | PNP0C0C | power button | button |
@@ -33,7 +33,11 @@ pub(super) fn dsdt(board: &Board) -> Result<Sdt, AcpiError> {
     for cpu in 0..board.cpus {
         processor(cpu, &mut devices);
     }
-    serial_port(&mut devices);
+    serial_port(1, layout::SERIAL_PORT, layout::SERIAL_GSI, &mut devices);
+    if board.second_serial_port {
+        let (port, gsi) = (layout::SECOND_SERIAL_PORT, layout::SECOND_SERIAL_GSI);
+        serial_port(2, port, gsi, &mut devices);
+    }
     for (index, slot) in board.virtio_mmio.iter().enumerate() {
         virtio_mmio(index, slot, &mut devices)?;
     }
@@ -67,19 +71,16 @@ fn processor(cpu: u8, out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
-fn serial_port(out: &mut Vec<u8>) {
+fn serial_port(number: u8, port: u16, gsi: u32, out: &mut Vec<u8>) {
     let len = u8::try_from(layout::SERIAL_PORT_LEN).unwrap_or(u8::MAX);
     Device::new(
-        Path::new("COM1"),
+        Path::new(&format!("COM{number}")),
         vec![
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
-            &Name::new(Path::new("_UID"), &1u8),
+            &Name::new(Path::new("_UID"), &number),
             &Name::new(
                 Path::new("_CRS"),
-                &ResourceTemplate::new(vec![
-                    &IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, len),
-                    &edge(layout::SERIAL_GSI, false),
-                ]),
+                &ResourceTemplate::new(vec![&IO::new(port, port, 1, len), &edge(gsi, false)]),
             ),
         ],
     )

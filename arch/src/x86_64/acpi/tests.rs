@@ -7,6 +7,7 @@ fn board(cpus: u8, devices: usize) -> Board {
     let virtio_mmio = (0..devices).map_while(layout::virtio_slot).collect();
     Board {
         cpus,
+        second_serial_port: false,
         acpi: true,
         virtio_mmio,
     }
@@ -141,9 +142,14 @@ fn dsdt_names_every_device_with_its_window_and_line() {
     ] {
         assert!(contains(dsdt, name.as_bytes()), "{name}");
     }
-    for name in ["C002", "V003"] {
+    for name in ["C002", "V003", "COM2"] {
         assert!(!contains(dsdt, name.as_bytes()), "{name}");
     }
+    let two_ports = Area::new(&Board {
+        second_serial_port: true,
+        ..board(2, 3)
+    });
+    assert!(contains(two_ports.dsdt(), b"COM2"));
     for index in 0..3 {
         let slot = layout::virtio_slot(index).unwrap();
         // Memory32Fixed and Interrupt descriptors (ACPI 6.5 §6.4.3.4, §6.4.3.6), one after the other.

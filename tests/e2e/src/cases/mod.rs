@@ -2,6 +2,7 @@
 
 mod balloon;
 mod boot;
+mod command;
 mod console;
 mod disk;
 mod end;
@@ -39,6 +40,7 @@ use tests;
 pub fn all() -> Vec<Test> {
     let rooms = [
         boot::tests,
+        command::tests,
         end::tests,
         disk::tests,
         console::tests,
