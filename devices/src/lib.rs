@@ -11,4 +11,5 @@ pub mod io;
 pub mod irq;
 pub mod legacy;
 pub mod mem;
+pub mod rate;
 pub mod virtio;

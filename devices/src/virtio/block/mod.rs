@@ -40,6 +40,7 @@ use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS,
 use self::worker::{Work, Worker};
 use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
 use crate::io::QueueSet;
+use crate::rate::{Limiter, RateControl, Throttle};
 
 mod direct;
 pub mod disk;
@@ -77,6 +78,7 @@ pub struct Block {
     alive: Arc<()>,
     info: DiskInfo,
     config: [u8; CONFIG_SIZE],
+    limiter: Arc<Limiter>,
 }
 
 impl Block {
@@ -90,7 +92,14 @@ impl Block {
             alive: Arc::default(),
             info,
             config: config_space(&info),
+            limiter: Limiter::new(),
         }
+    }
+
+    /// Changes the limits on what the disk reads and writes, also while the device is in use.
+    #[must_use]
+    pub fn rate_control(&self) -> RateControl {
+        RateControl::new([self.limiter.clone()])
     }
 }
 
@@ -154,10 +163,12 @@ impl VirtioDevice for Block {
             _alive: self.alive.clone(),
         };
         let queues = QueueSet::of([QueueIndex(0)]);
-        let worker = Worker::new(work, queues, QUEUE_SIZE).map_err(|source| ActivateError {
-            what: "no descriptor for its disk",
-            source: Some(source),
-        })?;
+        let throttle = Throttle::new(&self.limiter)?;
+        let worker =
+            Worker::new(work, queues, throttle, QUEUE_SIZE).map_err(|source| ActivateError {
+                what: "no descriptor for its disk",
+                source: Some(source),
+            })?;
         Ok(vec![Lane {
             queues,
             worker: Box::new(worker),

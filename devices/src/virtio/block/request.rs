@@ -89,6 +89,22 @@ pub(super) enum Action<'m> {
     Refuse(Status),
 }
 
+impl Action<'_> {
+    /// Bytes it may make the disk read or write, for the rate limit. Zeroes count, since the disk may have
+    /// to write them; what is discarded is only forgotten.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(_, buffers) | Self::Write(_, buffers) => total(buffers),
+            Self::Clear(ranges) => ranges
+                .iter()
+                .filter(|range| range.clear != Clear::Discard)
+                .map(|range| range.len)
+                .sum(),
+            Self::Flush | Self::GetId(_) | Self::Refuse(_) => 0,
+        }
+    }
+}
+
 /// Part of a discard or write-zeroes request, in bytes, not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Range {

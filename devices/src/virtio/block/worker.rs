@@ -22,10 +22,13 @@ use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, par
 use crate::io::buffers::put_front;
 use crate::io::{Chain, QueueIo, QueueSet};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
+use crate::rate::Throttle;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
-/// The worker's one source: something happened to the disk.
+/// Something happened to the disk.
 const DISK: u32 = 0;
+/// More requests may pass.
+const THROTTLE: u32 = 1;
 
 /// A request that the disk has.
 #[derive(Debug)]
@@ -74,6 +77,7 @@ pub(super) struct Worker {
 #[derive(Debug)]
 struct Table {
     work: Work,
+    throttle: Throttle,
     /// What a disk has; its index is the tag.
     flights: Vec<Option<Flight>>,
     /// Tags without a flight.
@@ -82,11 +86,17 @@ struct Table {
 }
 
 impl Worker {
-    /// A worker that serves `queues`, with at most `depth` requests under way in all of them.
+    /// A worker that serves `queues` as fast as `throttle` lets it, with at most `depth` requests under way
+    /// in all of them.
     ///
     /// # Errors
     /// No descriptors are left.
-    pub(super) fn new(work: Work, queues: QueueSet, depth: u16) -> io::Result<Self> {
+    pub(super) fn new(
+        work: Work,
+        queues: QueueSet,
+        throttle: Throttle,
+        depth: u16,
+    ) -> io::Result<Self> {
         Ok(Self {
             queues,
             depth,
@@ -94,6 +104,7 @@ impl Worker {
             wake: Epoll::new()?,
             table: Table {
                 work,
+                throttle,
                 flights: (0..depth).map(|_| None).collect(),
                 free: (0..u32::from(depth)).rev().map(Tag).collect(),
                 errors: ErrorLog::default(),
@@ -128,11 +139,12 @@ fn watch(wake: &Epoll, fd: RawFd) -> io::Result<()> {
 
 impl QueueWorker for Worker {
     fn sources(&self) -> Vec<Source> {
-        vec![Source {
+        let disk = Source {
             fd: self.wake.as_raw_fd(),
             token: DISK,
             wake: Wake::Readable,
-        }]
+        };
+        vec![disk, self.table.throttle.source(THROTTLE)]
     }
 
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
@@ -140,13 +152,20 @@ impl QueueWorker for Worker {
             return Ok(());
         }
         let (lane, table) = self.open()?;
-        while let Some(chain) = io.pop(queue)? {
+        while table.throttle.admits(queue)? {
+            let Some(chain) = io.pop(queue)? else { break };
             table.serve(lane, queue, chain, io)?;
         }
         table.settle(lane, io)
     }
 
-    fn on_source(&mut self, _token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+    fn on_source(&mut self, token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        if token == THROTTLE {
+            let left = self.table.throttle.resume();
+            return left
+                .into_iter()
+                .try_for_each(|queue| self.on_kick(queue, io));
+        }
         match &mut self.lane {
             Some(lane) => self.table.settle(lane.as_mut(), io),
             None => Ok(()),
@@ -224,6 +243,7 @@ impl Table {
             room,
             action,
         } = parse(chain, &self.work.rules).map_err(|malformed| fault(queue, malformed.0))?;
+        self.throttle.charge(action.bytes());
         let mut flight = Flight {
             queue,
             head,

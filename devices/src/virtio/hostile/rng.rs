@@ -1,8 +1,11 @@
 //! virtio-rng under attack.
 
+use std::num::NonZeroU64;
+
 use super::Attack;
 use super::case::{Expect, Row, Scope, table};
-use super::subject::{QueuePlan, Quiet, Stage, Subject};
+use super::subject::{Host, QueuePlan, Stage, Subject};
+use crate::rate::{Limits, Rate, RateControl};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::Descriptor;
 
@@ -19,14 +22,34 @@ pub(super) fn subject() -> Subject {
     }
 }
 
+/// Somebody who limits the device and thinks better of it, to more than it is ever asked for.
+#[derive(Debug)]
+struct Regulator(RateControl);
+
+impl Host for Regulator {
+    fn poke(&mut self, what: u8) {
+        let rate = |per_second| {
+            let per_second = NonZeroU64::new(per_second)?;
+            let burst = NonZeroU64::new(1 << 40)?;
+            Some(Rate { per_second, burst })
+        };
+        self.0.set(Limits {
+            bytes: rate(u64::from(what & 1) << 30),
+            operations: rate(u64::from(what & 2) << 30),
+        });
+    }
+}
+
 fn stage() -> Stage {
+    let device = Rng::default();
+    let host = Regulator(device.rate_control());
     Stage {
-        device: Box::new(Rng::default()),
+        device: Box::new(device),
         queues: vec![QueuePlan {
             request: |driver| vec![driver.writable(64)],
             taken: true,
         }],
-        host: Box::new(Quiet),
+        host: Box::new(host),
     }
 }
 

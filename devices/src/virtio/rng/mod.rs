@@ -7,12 +7,16 @@ mod entropy;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use vm_memory::VolatileMemory;
 
 use super::{
-    ActivateError, DeviceFault, Features, Lane, QueueIndex, QueueWorker, VirtioDevice, VirtioKind,
+    ActivateError, DeviceFault, Features, Lane, QueueIndex, QueueWorker, Source, VirtioDevice,
+    VirtioKind,
 };
 use crate::io::{Chain, QueueIo};
+use crate::rate::{Limiter, RateControl, Throttle};
 
 /// §5.4.2: the one queue.
 const QUEUE: QueueIndex = QueueIndex(0);
@@ -22,9 +26,28 @@ const QUEUE_SIZE: u16 = 64;
 /// asks for gigabytes comes again, and the other devices of the I/O thread get their turn in between.
 const REQUEST_MAX: usize = 4096;
 
-/// A source of entropy. Owned by its transport; it keeps nothing, all of its work is its worker's.
-#[derive(Debug, Default)]
-pub struct Rng {}
+/// A source of entropy. Owned by its transport.
+#[derive(Debug)]
+pub struct Rng {
+    limiter: Arc<Limiter>,
+}
+
+impl Default for Rng {
+    /// A source that gives what it is asked for.
+    fn default() -> Self {
+        Self {
+            limiter: Limiter::new(),
+        }
+    }
+}
+
+impl Rng {
+    /// Changes the limits on what it gives, also while the device is in use.
+    #[must_use]
+    pub fn rate_control(&self) -> RateControl {
+        RateControl::new([self.limiter.clone()])
+    }
+}
 
 impl VirtioDevice for Rng {
     fn kind(&self) -> VirtioKind {
@@ -43,21 +66,40 @@ impl VirtioDevice for Rng {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, _acked: Features) -> Result<Vec<Lane>, ActivateError> {
-        Ok(Lane::whole(Worker {}))
+        Ok(Lane::whole(Worker {
+            throttle: Throttle::new(&self.limiter)?,
+        }))
     }
 }
 
+/// The throttle's timer, the only source.
+const THROTTLE: u32 = 0;
+
 /// The data path. Owned by one I/O thread.
 #[derive(Debug)]
-struct Worker {}
+struct Worker {
+    throttle: Throttle,
+}
 
 impl QueueWorker for Worker {
+    fn sources(&self) -> Vec<Source> {
+        vec![self.throttle.source(THROTTLE)]
+    }
+
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        while let Some(chain) = io.pop(queue)? {
+        while self.throttle.admits(queue)? {
+            let Some(chain) = io.pop(queue)? else { break };
             let filled = fill(&chain)?;
+            self.throttle.charge(filled.into());
             io.complete(queue, chain.head, filled)?;
         }
         Ok(())
+    }
+
+    fn on_source(&mut self, _token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        let left = self.throttle.resume();
+        left.into_iter()
+            .try_for_each(|queue| self.on_kick(queue, io))
     }
 }
 

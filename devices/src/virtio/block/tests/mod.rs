@@ -9,6 +9,7 @@ mod malformed;
 mod odd;
 mod property;
 mod raw;
+mod throttled;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
