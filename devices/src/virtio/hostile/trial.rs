@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use event_manager::{EventOps, Events, MutEventSubscriber};
+
 use super::attack::Engine;
 use super::{Attack, Case, Expect, Scope, Subject, block};
 use crate::io::IoThread;
@@ -55,8 +57,8 @@ impl Surroundings {
         let mut attack = Attack::new(subject, engine, queue, Tape::default());
         (case.act)(&mut attack);
         attack.provoke();
-        // An answer means that the thread has been round, with all that was kicked before.
         self.neighbour_serves();
+        self.go_round();
         self.expect(case.expect, &mut attack);
 
         reset(&attack);
@@ -64,6 +66,17 @@ impl Surroundings {
         self.neighbour_serves();
         reset(&attack);
         assert_eq!(self.died.get(), None, "the I/O thread");
+    }
+
+    /// Returns when each thread has dealt with all that was kicked before.
+    fn go_round(&self) {
+        for thread in &self.threads {
+            let task = thread
+                .handle()
+                .add(Box::new(Idle))
+                .expect("the loop is gone");
+            thread.handle().remove(task).expect("the loop is gone");
+        }
     }
 
     fn neighbour_serves(&mut self) {
@@ -83,6 +96,14 @@ impl Surroundings {
             Expect::Reset | Expect::Either => {}
         }
     }
+}
+
+/// A task that does nothing.
+struct Idle;
+
+impl MutEventSubscriber for Idle {
+    fn init(&mut self, _ops: &mut EventOps<'_>) {}
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
 }
 
 /// Resets the device, after which nothing of it touches memory.
