@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::targets::{config, devices, kernel, legacy, options};
+use crate::targets::{config, devices, kernel, legacy, options, requests};
 
 /// Something to fuzz.
 pub trait Target: Debug + Send + Sync {
@@ -29,7 +29,11 @@ pub fn all() -> Vec<Box<dyn Target>> {
         Box::new(options::Options),
         Box::new(config::Config),
     ];
-    devices::all().into_iter().chain(others).collect()
+    devices::all()
+        .into_iter()
+        .chain(requests::all())
+        .chain(others)
+        .collect()
 }
 
 /// The target called `name`.

@@ -5,3 +5,4 @@ pub mod devices;
 pub mod kernel;
 pub mod legacy;
 pub mod options;
+pub mod requests;
