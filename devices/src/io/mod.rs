@@ -7,6 +7,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod used;
 
 pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, GuestMemoryBackend};
 
+use super::used;
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::virtio::{DeviceFault, Features, QueueIndex};
 
@@ -254,12 +255,32 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// The used ring cannot be written.
     pub fn complete(&mut self, queue: QueueIndex, head: u16, len: u32) -> Result<(), DeviceFault> {
+        self.complete_together(queue, &[(head, len)])
+    }
+
+    /// As [`complete`](Self::complete) for several chains that mean something only together: the driver
+    /// sees all of them at once or none.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn complete_together(
+        &mut self,
+        queue: QueueIndex,
+        chains: &[(u16, u32)],
+    ) -> Result<(), DeviceFault> {
         let memory = self.memory;
-        self.queue(queue)?
-            .add_used(memory, head, len)
+        used::publish(self.queue(queue)?, memory, chains)
             .map_err(|source| DeviceFault::Ring { queue, source })?;
         self.completed.insert(queue);
         Ok(())
+    }
+
+    /// Number of entries the driver gave `queue`.
+    ///
+    /// # Errors
+    /// There is no such queue.
+    pub fn size(&mut self, queue: QueueIndex) -> Result<u16, DeviceFault> {
+        self.queue(queue).map(|q| q.size())
     }
 
     /// Whether the driver has made chains available that were not popped yet.

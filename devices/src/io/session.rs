@@ -11,7 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{QueueIo, QueueSet};
+use super::{QueueIo, QueueSet, used};
 use crate::mem::GuestMemory;
 use crate::virtio::{
     DeviceFault, Features, QueueIndex, QueueWorker, Source, VirtioInterrupt, Wake,
@@ -42,6 +42,8 @@ pub struct Session {
     memory: GuestMemory,
     features: Features,
     interrupt: Arc<dyn VirtioInterrupt>,
+    /// Of each queue, how far the used ring was when the driver was last told of it.
+    announced: Vec<u16>,
     sources: Vec<Source>,
     faulted: bool,
 }
@@ -76,6 +78,7 @@ impl Session {
         let sources = worker.sources();
         Self {
             worker,
+            announced: queues.iter().map(Queue::next_used).collect(),
             queues,
             kicks,
             memory,
@@ -119,12 +122,13 @@ impl Session {
 
     /// Interrupts the driver for the queues that got chains back, where it wants that.
     fn announce(&mut self, completed: QueueSet) -> Result<(), DeviceFault> {
-        for (index, queue) in (0u16..).map(QueueIndex).zip(self.queues.iter_mut()) {
-            if completed.contains(index)
-                && queue
-                    .needs_notification(&self.memory)
-                    .map_err(ring_fault(index))?
-            {
+        let queues = self.queues.iter().zip(&mut self.announced);
+        for (index, (queue, announced)) in (0u16..).map(QueueIndex).zip(queues) {
+            if !completed.contains(index) {
+                continue;
+            }
+            let before = std::mem::replace(announced, queue.next_used());
+            if used::wants_interrupt(queue, &self.memory, before).map_err(ring_fault(index))? {
                 self.interrupt
                     .queue(index)
                     .map_err(|source| DeviceFault::Host {

@@ -1,0 +1,69 @@
+//! The used ring, Virtio 1.2 §2.7.8, and whether the driver wants to be interrupted for it.
+//!
+//! `virtio_queue` publishes one chain at a time and asks for an interrupt for each such step; a packet in
+//! several receive buffers must appear in one (§5.1.6.4), and a driver may do without interrupts.
+
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::{Error, Queue, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
+
+use crate::mem::GuestMemory;
+
+/// §2.7.6, VIRTQ_AVAIL_F_NO_INTERRUPT.
+const NO_INTERRUPT: u16 = 1;
+
+fn at(ring: u64, offset: u64) -> Result<GuestAddress, Error> {
+    GuestAddress(ring)
+        .checked_add(offset)
+        .ok_or(Error::AddressOverflow)
+}
+
+/// Puts `chains`, heads and lengths, into the used ring, and lets the driver see them all at once.
+pub(super) fn publish(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    chains: &[(u16, u32)],
+) -> Result<(), Error> {
+    let ring = queue.used_ring();
+    let mut next = Wrapping(queue.next_used());
+    for (head, len) in chains {
+        if *head >= queue.size() {
+            return Err(Error::InvalidDescriptorIndex);
+        }
+        let element = u64::from(*head) | u64::from(*len) << 32;
+        let entry = u64::from(next.0 % queue.size());
+        memory
+            .write_obj(element.to_le(), at(ring, 4 + 8 * entry)?)
+            .map_err(Error::GuestMemory)?;
+        next += 1;
+    }
+    queue.set_next_used(next.0);
+    memory
+        .store(next.0.to_le(), at(ring, 2)?, Ordering::Release)
+        .map_err(Error::GuestMemory)
+}
+
+/// Whether the driver wants an interrupt for what was published since the index was `before`: §2.7.7.2.
+pub(super) fn wants_interrupt(
+    queue: &Queue,
+    memory: &GuestMemory,
+    before: u16,
+) -> Result<bool, Error> {
+    // The driver says what it wants and then looks at the index; here it is the other way round.
+    fence(Ordering::SeqCst);
+    let read = |offset| {
+        let address = at(queue.avail_ring(), offset)?;
+        memory
+            .load(address, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(Error::GuestMemory)
+    };
+    if !queue.event_idx_enabled() {
+        return Ok(read(0)? & NO_INTERRUPT == 0);
+    }
+    let event = Wrapping(read(4 + 2 * u64::from(queue.size()))?);
+    let now = Wrapping(queue.next_used());
+    Ok(now - event - Wrapping(1) < now - Wrapping(before))
+}
