@@ -8,6 +8,7 @@
 
 pub mod bus;
 pub mod io;
+pub mod iovec;
 pub mod irq;
 pub mod legacy;
 pub mod mem;

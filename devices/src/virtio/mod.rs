@@ -17,8 +17,10 @@ use crate::io::{QueueIo, QueueSet};
 
 pub mod balloon;
 pub mod block;
+mod errors;
 #[cfg(any(test, feature = "testing"))]
 pub mod hostile;
+pub mod net;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

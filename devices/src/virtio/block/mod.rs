@@ -45,7 +45,6 @@ use crate::rate::{Limiter, RateControl, Throttle};
 mod direct;
 pub mod disk;
 mod engine;
-mod errors;
 mod file;
 mod id;
 pub mod image;

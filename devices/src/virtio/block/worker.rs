@@ -17,12 +17,12 @@ use vm_memory::Bytes;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
-use super::errors::ErrorLog;
 use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
 use crate::io::buffers::put_front;
 use crate::io::{Chain, QueueIo, QueueSet};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::rate::Throttle;
+use crate::virtio::errors::ErrorLog;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
 /// Something happened to the disk.
@@ -360,7 +360,8 @@ impl Table {
             return match result {
                 Ok(()) => flight.land(Status::Ok, io),
                 Err(error) => {
-                    self.errors.note(&self.work.id, flight.what, &error);
+                    self.errors
+                        .note(format_args!("disk {}", self.work.id), flight.what, &error);
                     Flight { fills: 0, ..flight }.land(Status::IoErr, io)
                 }
             };

@@ -1,8 +1,9 @@
 //! Host I/O errors in the log: each kind of trouble is told, a storm of it is not.
 
+use std::fmt;
 use std::io;
 
-/// Counts what goes wrong with one disk and tells the 1st, 2nd, 4th, 8th … error: one line for one
+/// Counts what goes wrong with one device and tells the 1st, 2nd, 4th, 8th … error: one line for one
 /// error, a few dozen for a disk that fails for days, and no clock.
 #[derive(Debug, Default)]
 pub(super) struct ErrorLog {
@@ -10,12 +11,12 @@ pub(super) struct ErrorLog {
 }
 
 impl ErrorLog {
-    /// `what` failed on disk `id`.
-    pub(super) fn note(&mut self, id: &str, what: &str, error: &io::Error) {
+    /// `what` failed on `device`, which is the name of a disk or a network card.
+    pub(super) fn note(&mut self, device: impl fmt::Display, what: &str, error: &io::Error) {
         if self.is_news() {
             match self.count {
-                1 => log::warn!("disk {id}: {what} failed: {error}"),
-                n => log::warn!("disk {id}: {what} failed: {error} ({n} errors so far)"),
+                1 => log::warn!("{device}: {what} failed: {error}"),
+                n => log::warn!("{device}: {what} failed: {error} ({n} errors so far)"),
             }
         }
     }
