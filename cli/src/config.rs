@@ -13,8 +13,8 @@ use log::LevelFilter;
 use serde::Deserialize;
 use thiserror::Error;
 use vmm::config::{
-    BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, RngConfig,
-    VmConfig, VsockConfig,
+    BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig,
+    RngConfig, VmConfig, VsockConfig,
 };
 use vmm::console::ConsoleConfig;
 
@@ -101,6 +101,19 @@ pub struct Settings {
     #[arg(long, value_name = "cid=N,uds=PATH", help_heading = "Machine")]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub vsock: Option<VsockConfig>,
+    /// Network card on a tap of the host; repeatable
+    ///
+    /// `tap=NAME` is made if it is missing and mvm may; it is then gone with the VM. `fd=N` is a tap that
+    /// was opened already (`fd=3:4` for two queue pairs). `mac` is made from the tap's name by default;
+    /// `mtu` is the tap's; `queues` spreads the card over several vCPUs. Example:
+    /// `--net tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=2`.
+    #[arg(
+        long = "net",
+        value_name = "tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N]",
+        help_heading = "Network"
+    )]
+    #[serde(rename = "net", deserialize_with = "forms::list_of_text_or_table")]
+    pub nets: Vec<NetConfig>,
     /// Where the serial console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
@@ -301,6 +314,7 @@ impl Settings {
         vm.rng = settings.rng.unwrap_or(vm.rng);
         vm.balloon = settings.balloon.unwrap_or(vm.balloon);
         vm.vsock = settings.vsock;
+        vm.nets = settings.nets;
         let console = match (&vm.command, settings.console) {
             (Some(_), None) => ConsoleConfig::None,
             (Some(_), Some(ConsoleConfig::Stdio)) => return Err(SettingsError::ConsoleTaken),
@@ -365,6 +379,7 @@ impl Settings {
             rng,
             balloon,
             vsock,
+            nets,
             console,
             api,
             timeout,
@@ -392,6 +407,7 @@ impl Settings {
             rng: rng.or(other.rng),
             balloon: balloon.or(other.balloon),
             vsock: vsock.or(other.vsock),
+            nets: some_or(nets, other.nets),
             disks: some_or(disks, other.disks),
             console: console.or(other.console),
             api: api.or(other.api),

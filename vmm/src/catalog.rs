@@ -4,9 +4,11 @@
 //! on the embedder's thread, before KVM is opened.
 
 mod disk;
+mod net;
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
+use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
 use crate::config::{VmConfig, VsockConfig};
@@ -23,6 +25,8 @@ pub(crate) struct Controls {
     pub balloon: Option<BalloonControl>,
     /// The vsock.
     pub vsock: Option<Vsock>,
+    /// The network cards, in the order of the settings.
+    pub nets: Vec<NetControl>,
 }
 
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
@@ -44,6 +48,10 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
         let (device, vsock) = vsock::open(settings)?;
         controls.vsock = Some(vsock);
         devices.push(Box::new(device));
+    }
+    for card in net::open(config)? {
+        controls.nets.push(card.control());
+        devices.push(Box::new(card));
     }
     Ok((devices, controls))
 }

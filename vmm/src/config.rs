@@ -8,6 +8,8 @@ pub mod list;
 mod balloon;
 mod command;
 mod disk;
+mod mac;
+mod net;
 mod rng;
 mod size;
 mod span;
@@ -21,6 +23,8 @@ use thiserror::Error;
 pub use balloon::{BalloonConfig, BalloonError};
 pub use command::{CommandConfig, CommandError, TerminalSize};
 pub use disk::{Cache, DiskConfig, DiskError, Engine, SERIAL_MAX};
+pub use mac::{MacAddress, MacError};
+pub use net::{MAX_QUEUES, NetConfig, NetConfigError, NetKind};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
 pub use span::{Span, SpanError};
@@ -62,6 +66,9 @@ pub struct VmConfig {
     /// Stream sockets between guest and host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// Network cards, in order.
+    #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetConfig>,
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
@@ -109,6 +116,7 @@ impl VmConfig {
             rng: RngConfig::default(),
             balloon: BalloonConfig::default(),
             vsock: None,
+            nets: Vec::new(),
             io_threads: default_io_threads(),
             command: None,
             acpi: true,
@@ -159,6 +167,7 @@ impl VmConfig {
         if let Some(command) = &self.command {
             command.validate()?;
         }
+        net::validate_all(&self.nets)?;
         self.validate_disks()
     }
 
@@ -230,6 +239,9 @@ pub enum ConfigError {
     /// The vsock.
     #[error(transparent)]
     Vsock(#[from] VsockConfigError),
+    /// One of the network cards.
+    #[error(transparent)]
+    Net(#[from] NetConfigError),
 }
 
 #[cfg(test)]

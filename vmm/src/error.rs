@@ -9,6 +9,7 @@ use arch::x86_64::boot::BootError;
 use devices::bus::BusError;
 use devices::io::IoError;
 use devices::virtio::block::image::ImageError;
+use devices::virtio::net::tap::TapError;
 use kvm_ioctls::Error as KvmErrno;
 use thiserror::Error;
 
@@ -52,6 +53,9 @@ pub enum BuildError {
     /// The vsock's socket.
     #[error("vsock socket {0}")]
     Vsock(#[from] SocketError),
+    /// A tap cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),

@@ -19,6 +19,7 @@ use devices::legacy::power::PowerButton;
 use devices::legacy::{MachineEvent, MachineEvents};
 use devices::mem::GuestMemory;
 use devices::virtio::balloon::BalloonControl;
+use devices::virtio::net::NetControl;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::catalog::Controls;
@@ -344,6 +345,12 @@ impl VmHandle {
     #[must_use]
     pub fn balloon(&self) -> Option<&BalloonControl> {
         self.controls.balloon.as_ref()
+    }
+
+    /// The network cards, in the order of the settings.
+    #[must_use]
+    pub fn nets(&self) -> &[NetControl] {
+        &self.controls.nets
     }
 
     /// The vsock, if the VM has one.

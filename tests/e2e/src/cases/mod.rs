@@ -6,6 +6,7 @@ mod command;
 mod console;
 mod disk;
 mod end;
+mod net;
 mod refusals;
 mod rng;
 mod runs;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<Test> {
         refusals::tests,
         runs::tests,
         vsock::tests,
+        net::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
     tests.sort_by_key(|test| std::cmp::Reverse(test.limit));
