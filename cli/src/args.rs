@@ -72,6 +72,7 @@ Examples:
   mvm --kernel vmlinux --rootfs img.ext4,ro --disk data.img,serial=data --disk 'a,,b.img,ro'
   mvm --kernel vmlinux --rootfs img.ext4 --console file=boot.log --timeout 2m
   mvm --kernel vmlinuz --initrd initrd.img --expect 'login: ' --kernel-errors fatal --timeout 60s
+  mvm --kernel vmlinuz --rootfs debian.img --script login.script --report login.xml
   mvm --config vm.toml --mem 4G
   mvm --kernel vmlinux --rootfs img.ext4 --api vm.sock
   mvm ctl vm.sock balloon 256M
@@ -87,9 +88,10 @@ Signals:
   SIGHUP, SIGQUIT   end the VM
 
 Exit status: that of COMMAND (127 it is not in the guest, 126 it cannot be executed), or
-  0      every --expect matched; or without one, the guest powered off, rebooted or halted, or
-         Ctrl-A x ended it
-  122    an --expect did not match before the guest ended, or a --fail-on matched
+  0      every --expect matched and the --script is done; or without these, the guest powered off,
+         rebooted or halted, or Ctrl-A x ended it
+  122    an --expect did not match or the --script was not done before the guest ended, a step of it
+         took too long, a --fail-on matched, or the kernel reported an error that is fatal
   123    the guest panicked or triple-faulted
   124    --timeout ran out
   125    mvm itself failed: arguments, files, KVM, a guest that did not get as far as COMMAND

@@ -20,6 +20,7 @@ use vmm::console::ConsoleConfig;
 
 use crate::duration::Limit;
 use crate::report::ReportPath;
+use crate::script::{Script, ScriptError};
 use crate::watch::{KernelErrors, Pattern, Wanted};
 pub use file::FileError;
 
@@ -176,6 +177,16 @@ pub struct Settings {
     #[arg(long, value_name = "REGEX", help_heading = "Testing")]
     #[serde(deserialize_with = "forms::one_or_more")]
     pub fail_on: Vec<Pattern>,
+    /// Type into the console, and wait for what it shows, as a file says
+    ///
+    /// Each line of the file is a step: `expect 'REGEX'` waits for a match, `send "TEXT\n"` types, and
+    /// `end` waits for the guest's own end, which is the last step. `expect` and `end` may be followed by
+    /// a time limit; without one it is 30s, or what a line `limit 2m` before says. A step begins behind
+    /// what the one before found; the guest repeats what is typed. A step that takes too long, or a guest
+    /// that ends before, is status 122; when all steps are done and each --expect has matched, the VM is
+    /// ended with status 0. A `#` begins a comment. The keyboard is not connected meanwhile.
+    #[arg(long, value_name = "FILE", help_heading = "Testing")]
+    pub script: Option<PathBuf>,
     /// What to make of a panic, oops, BUG, hung task, KASAN report or RCU stall on the console
     ///
     /// `fatal` ends the VM when the kernel's report is complete, with status 122, or 123 for a panic;
@@ -266,6 +277,14 @@ pub enum SettingsError {
         "--console stdio: the command has standard input and output; use --console file=PATH, or leave it out"
     )]
     ConsoleTaken,
+    /// The script.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// A script, and a console that others type into.
+    #[error(
+        "--script types into the console, which cannot be {0} then; use --console stdio, file=PATH or none"
+    )]
+    ScriptConsole(ConsoleConfig),
     /// What they describe cannot be a VM.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -321,6 +340,11 @@ impl Settings {
             (_, console) => console.unwrap_or_default(),
         };
         vm.validate()?;
+        let others_type = matches!(console, ConsoleConfig::Pty | ConsoleConfig::Unix(_));
+        if settings.script.is_some() && others_type {
+            return Err(SettingsError::ScriptConsole(console));
+        }
+        let script = settings.script.as_deref().map(Script::read).transpose()?;
         Ok(Run {
             vm,
             console,
@@ -329,6 +353,7 @@ impl Settings {
             wanted: Wanted {
                 expect: settings.expect,
                 fail_on: settings.fail_on,
+                script,
                 kernel_errors: settings.kernel_errors,
             },
             reports: settings.reports,
@@ -389,6 +414,7 @@ impl Settings {
             modules,
             expect,
             fail_on,
+            script,
             kernel_errors,
             reports,
             log_level,
@@ -418,6 +444,7 @@ impl Settings {
             modules: modules.or(other.modules),
             expect: some_or(expect, other.expect),
             fail_on: some_or(fail_on, other.fail_on),
+            script: script.or(other.script),
             kernel_errors: kernel_errors.or(other.kernel_errors),
             reports: some_or(reports, other.reports),
             log_level: log_level.or(other.log_level),
@@ -432,6 +459,7 @@ impl Settings {
             &mut self.initrd,
             &mut self.api,
             &mut self.modules,
+            &mut self.script,
             &mut self.log_file,
         ];
         let disks = self.rootfs.iter_mut().chain(&mut self.disks);

@@ -1,5 +1,6 @@
 //! A time limit as a user writes it: a duration that is not zero.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,11 +20,17 @@ pub enum LimitError {
     #[error(transparent)]
     Span(#[from] SpanError),
     /// Zero ends a VM before it starts.
-    #[error("'{0}' leaves no time; leave --timeout out for no limit")]
+    #[error("'{0}' leaves no time; leave the limit out instead")]
     Zero(String),
 }
 
 impl Limit {
+    /// So many seconds, which are not zero.
+    pub const fn seconds(seconds: u16) -> Self {
+        assert!(seconds > 0);
+        Self(Span::millis(seconds as u64 * 1000))
+    }
+
     /// The limit itself.
     pub const fn duration(self) -> Duration {
         self.0.duration()
@@ -47,6 +54,12 @@ impl TryFrom<String> for Limit {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -14,6 +14,7 @@ mod policy;
 mod record;
 mod report;
 mod run;
+mod script;
 mod signals;
 mod status;
 mod streams;

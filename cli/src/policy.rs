@@ -379,7 +379,7 @@ mod tests {
         let mut watch = Watch::new(Wanted {
             expect: vec![expect.parse().unwrap()],
             fail_on: vec![fail_on.parse().unwrap()],
-            kernel_errors: None,
+            ..Wanted::default()
         });
         for line in lines {
             let kind = EventKind::Line((*line).to_owned());

@@ -119,7 +119,7 @@ impl Stages {
             }
             EventKind::CommandStarted => self.command_started = Some(event.at),
             EventKind::CommandEnded => self.command_ended = Some(event.at),
-            EventKind::Ended => self.ended = Some(event.at),
+            EventKind::Ended(_) => self.ended = Some(event.at),
             _ => {}
         }
     }
@@ -201,7 +201,7 @@ mod tests {
         }
         happens(EventKind::CommandStarted);
         happens(EventKind::CommandEnded);
-        happens(EventKind::Ended);
+        happens(EventKind::Ended(None));
         let list = stages.list();
         let list: Vec<_> = list.iter().map(|it| (it.name, it.at.as_millis())).collect();
         assert_eq!(

@@ -2,6 +2,7 @@
 
 mod follower;
 mod supervisor;
+mod typist;
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::usage::Usage;
 use crate::watch::Watch;
 use follower::Follower;
 use supervisor::{EndKey, Supervisor};
+use typist::Typist;
 
 /// Why a VM could not be run to its end.
 #[derive(Debug, Error)]
@@ -79,8 +81,17 @@ pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
 /// Boots and waits for the end. A run that is followed is written down, however it ends.
 fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> {
     let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
-    let console_at_terminal = run.console == ConsoleConfig::Stdio && io::stdin().is_terminal();
-    let console = open_console(&run.console, console_at_terminal.then_some(&end_key))?;
+    // What a script types into is no terminal of anybody's.
+    let has_script = run.wanted.script.is_some();
+    let console_at_terminal =
+        run.console == ConsoleConfig::Stdio && !has_script && io::stdin().is_terminal();
+    let mut console = open_console(&run.console, console_at_terminal.then_some(&end_key))?;
+    let mut typist = None;
+    if has_script {
+        let (types, input) = Typist::new().map_err(RunError::Wait)?;
+        console = console.with_input(input);
+        typist = Some(types);
+    }
     let mut command_streams = None;
     if run.console == ConsoleConfig::None && record.is_none() {
         speak_low(&mut run.vm);
@@ -126,7 +137,7 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
         deadline: run
             .timeout
             .and_then(|limit| Instant::now().checked_add(limit.duration())),
-        follower: follower.map(|(events, record)| Follower::new(events, record)),
+        follower: follower.map(|(events, record)| Follower::new(events, record, typist)),
         policy,
     };
     let running = vm.run()?;

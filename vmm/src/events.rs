@@ -20,6 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::flag::Flag;
+use crate::lifecycle::ExitReason;
 
 /// Most events that wait to be taken.
 const CAPACITY: usize = 1024;
@@ -48,8 +49,9 @@ pub enum EventKind {
     CommandStarted,
     /// The guest's command is over, and what it said has been passed on.
     CommandEnded,
-    /// The VM is over. What it had printed by then may still follow.
-    Ended,
+    /// The VM is over: how, unless KVM or the host failed it. What it had printed by then may still
+    /// follow.
+    Ended(Option<ExitReason>),
 }
 
 #[derive(Debug)]
@@ -286,11 +288,11 @@ mod tests {
         assert!(is_ready(&events));
         assert_eq!(events.try_next().unwrap().kind, line("one"));
         assert!(!is_ready(&events) && !events.is_over());
-        notes.send(EventKind::Ended);
+        notes.send(EventKind::Ended(None));
         drop(sender);
         notes.send(EventKind::Started);
         assert!(!events.is_over());
-        assert_eq!(events.try_next().unwrap().kind, EventKind::Ended);
+        assert_eq!(events.try_next().unwrap().kind, EventKind::Ended(None));
         assert!(is_ready(&events) && events.is_over());
         assert_eq!(kinds(events), []);
     }
@@ -305,7 +307,7 @@ mod tests {
         assert_eq!(first, EventKind::Unfinished("login: ".to_owned()));
         assert!(!is_ready(&events));
         sender.send(Instant::now(), EventKind::Unfinished("login: r".to_owned()));
-        sender.notes().send(EventKind::Ended);
+        sender.notes().send(EventKind::Ended(None));
         sender.send(Instant::now(), line("login: root"));
         drop(sender);
         let rest = kinds(events);

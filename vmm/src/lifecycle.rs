@@ -109,10 +109,10 @@ impl Lifecycle {
             if self.is_over() {
                 return;
             }
+            self.note(EventKind::Ended(outcome.as_ref().ok().copied()));
             *first = Some(outcome);
             self.over.store(true, Ordering::Release);
         }
-        self.note(EventKind::Ended);
         self.kick();
         // An eventfd written once cannot be full.
         let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());

@@ -180,7 +180,8 @@ fn events_tell_the_start_the_console_and_the_end() {
             state => states.push(state),
         }
     }
-    assert_eq!(states, [EventKind::Started, EventKind::Ended]);
+    let ended = EventKind::Ended(Some(ExitReason::PoweredOff));
+    assert_eq!(states, [EventKind::Started, ended]);
     assert_eq!(texts, ["hi"]);
     let exits = handle.exits();
     assert_eq!(

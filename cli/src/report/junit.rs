@@ -199,6 +199,15 @@ pub(super) fn of_run(report: &Report<'_>) -> io::Result<String> {
         },
         output: String::new(),
     }));
+    cases.extend(report.script.iter().map(|it| Case {
+        name: format!("script line {}: {}", it.line, it.step),
+        time: it.ms.map_or(report.total, from_millis),
+        end: match it.ms {
+            Some(_) => End::Passed,
+            None => End::Failed("not done".to_owned(), String::new()),
+        },
+        output: String::new(),
+    }));
     compose(&Suite {
         name,
         started: report.started.clone(),

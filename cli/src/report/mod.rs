@@ -119,6 +119,7 @@ struct Report<'a> {
     stages: Vec<StageReport>,
     expect: Vec<SoughtReport<'a>>,
     fail_on: Vec<SoughtReport<'a>>,
+    script: Vec<StepReport>,
     kernel_errors: Vec<KernelErrorReport<'a>>,
     /// The console's last lines, where the run did not pass.
     console_tail: Vec<&'a str>,
@@ -156,6 +157,15 @@ struct SoughtReport<'a> {
 }
 
 #[derive(Debug, Serialize)]
+struct StepReport {
+    /// Where it is written.
+    line: usize,
+    step: String,
+    /// When it was done.
+    ms: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
 struct KernelErrorReport<'a> {
     kind: Trouble,
     ms: f64,
@@ -188,6 +198,11 @@ impl<'a> Report<'a> {
             ms: since(it.at),
             text: &it.text,
         });
+        let steps = watch.steps().map(|it| StepReport {
+            line: it.step.line,
+            step: it.step.action.to_string(),
+            ms: it.done.map(since),
+        });
         let (result, status, ended, message) = match result {
             Ok(outcome) => {
                 let passed = match outcome.status {
@@ -214,6 +229,7 @@ impl<'a> Report<'a> {
             stages: record.stages.list().into_iter().map(Into::into).collect(),
             expect: sought(watch.expected()),
             fail_on: sought(watch.forbidden()),
+            script: steps.collect(),
             kernel_errors: kernel_errors.collect(),
             console_tail: match result {
                 Ran::Passed => Vec::new(),

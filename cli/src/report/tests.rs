@@ -26,7 +26,7 @@ fn record(wanted: Wanted, lines: &[&str]) -> (Record, Option<Verdict>) {
     record.stages.created(start.at + Duration::from_millis(5));
     let mut at = start.at;
     let mut verdict = None;
-    for kind in kinds.chain([EventKind::Ended]) {
+    for kind in kinds.chain([EventKind::Ended(None)]) {
         at += Duration::from_millis(10);
         verdict = verdict.or(record.on_event(&Event { at, kind }));
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use vmm::events::Events;
 
+use super::typist::Typist;
 use crate::record::Record;
 use crate::watch::Verdict;
 
@@ -13,12 +14,17 @@ use crate::watch::Verdict;
 pub struct Follower<'a> {
     events: Events,
     record: &'a mut Record,
+    typist: Option<Typist>,
 }
 
 impl<'a> Follower<'a> {
     /// Nothing has been taken yet.
-    pub fn new(events: Events, record: &'a mut Record) -> Self {
-        Self { events, record }
+    pub fn new(events: Events, record: &'a mut Record, typist: Option<Typist>) -> Self {
+        Self {
+            events,
+            record,
+            typist,
+        }
     }
 
     /// Looks at what has happened, and at the clock.
@@ -27,7 +33,16 @@ impl<'a> Follower<'a> {
         while let Some(event) = self.events.try_next() {
             verdict = verdict.or(self.record.on_event(&event));
         }
-        verdict.or(self.record.watch.on_time(Instant::now()))
+        let verdict = verdict.or(self.record.watch.on_time(Instant::now()));
+        if let Some(typist) = &mut self.typist {
+            typist.type_in(&self.record.watch.take_typed());
+        }
+        verdict
+    }
+
+    /// What else to look for: room for what is to be typed.
+    pub fn waits(&self) -> Option<BorrowedFd<'_>> {
+        self.typist.as_ref().and_then(Typist::waits)
     }
 
     /// When to look if nothing happens before.

@@ -103,6 +103,8 @@ impl Supervisor<'_> {
         let follower = self.follower.as_ref();
         // Its end, which would be reported over and over, comes after the VM's.
         events.extend(follower.map(|it| PollFd::new(it, PollFlags::IN)));
+        let room = follower.and_then(Follower::waits);
+        events.extend(room.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::OUT)));
         let wake = follower.and_then(|it| it.wakes_at());
         let timeout = self.deadline.into_iter().chain(wake).min().map(|wake| {
             let left = wake.saturating_duration_since(Instant::now());

@@ -12,12 +12,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use vmm::ExitReason;
 use vmm::events::{Event, EventKind};
+
+use crate::script::{Played, Player, Script};
 
 use kernel::KernelWatch;
 pub use kernel::{KernelError, KernelErrors, Trouble};
-use pattern::Extent;
-pub use pattern::Pattern;
+pub use pattern::{Extent, Pattern, PatternError};
 pub use sought::Sought;
 
 /// How many of the console's last lines are kept.
@@ -33,6 +35,8 @@ pub struct Wanted {
     pub expect: Vec<Pattern>,
     /// None may match a line.
     pub fail_on: Vec<Pattern>,
+    /// What to type, and what to wait for in between.
+    pub script: Option<Script>,
     /// What to make of the kernel's trouble; by default it is told where anything is looked for.
     pub kernel_errors: Option<KernelErrors>,
 }
@@ -41,7 +45,10 @@ impl Wanted {
     /// Whether the console need not be looked at.
     pub fn is_nothing(&self) -> bool {
         let kernel_errors = self.kernel_errors.unwrap_or(KernelErrors::Ignore);
-        self.expect.is_empty() && self.fail_on.is_empty() && kernel_errors == KernelErrors::Ignore
+        self.expect.is_empty()
+            && self.fail_on.is_empty()
+            && self.script.is_none()
+            && kernel_errors == KernelErrors::Ignore
     }
 }
 
@@ -61,6 +68,7 @@ pub enum Verdict {
 pub struct Watch {
     expected: Vec<Sought>,
     forbidden: Vec<Sought>,
+    player: Option<Player>,
     kernel_errors: KernelErrors,
     kernel: KernelWatch,
     tail: VecDeque<String>,
@@ -79,6 +87,7 @@ impl Watch {
         Self {
             expected: Sought::all(wanted.expect),
             forbidden: Sought::all(wanted.fail_on),
+            player: wanted.script.map(Player::new),
             kernel_errors: wanted.kernel_errors.unwrap_or(KernelErrors::Report),
             kernel: KernelWatch::default(),
             tail: VecDeque::new(),
@@ -92,6 +101,16 @@ impl Watch {
     /// Something happened; the verdict, when it falls.
     pub fn on_event(&mut self, event: &Event) -> Option<Verdict> {
         match &event.kind {
+            EventKind::Started => {
+                self.player.iter_mut().for_each(|it| it.on_start(event.at));
+                None
+            }
+            EventKind::Ended(Some(
+                ExitReason::PoweredOff | ExitReason::Rebooted | ExitReason::Halted,
+            )) => {
+                self.player.iter_mut().for_each(|it| it.on_end(event.at));
+                None
+            }
             EventKind::Line(text) => {
                 self.unfinished = None;
                 self.keep(text);
@@ -111,7 +130,9 @@ impl Watch {
     pub fn wakes_at(&self) -> Option<Instant> {
         let prompt = self.unfinished.as_ref().map(|(_, rested)| *rested);
         let trouble = self.trouble.and(self.kernel.quiet_at());
-        prompt.into_iter().chain(trouble).min()
+        let step = self.player.as_ref().and_then(Player::deadline);
+        let step = step.filter(|_| self.verdict.is_none());
+        prompt.into_iter().chain(trouble).chain(step).min()
     }
 
     /// Time has passed; the verdict, when it falls.
@@ -119,7 +140,9 @@ impl Watch {
         self.kernel.on_time(now);
         let rested = self.unfinished.take_if(|(_, rested)| *rested <= now);
         let verdict = rested.and_then(|(text, _)| self.look(now, &text, Extent::Resting));
-        verdict.or_else(|| self.settle_trouble())
+        verdict
+            .or_else(|| self.settle_trouble())
+            .or_else(|| self.give_up(now))
     }
 
     /// Nothing more will come; the verdict, if it falls now.
@@ -142,7 +165,12 @@ impl Watch {
         for expected in &mut self.expected {
             news |= expected.look(at, text, extent);
         }
-        let met = news && self.expected.iter().all(|it| it.found.is_some());
+        if let Some(player) = &mut self.player {
+            news |= player.on_text(at, text, extent);
+        }
+        let met = news
+            && self.expected.iter().all(|it| it.found.is_some())
+            && self.player.as_ref().is_none_or(Player::is_done);
         met.then(|| self.decide(Verdict::Met)).flatten()
     }
 
@@ -180,6 +208,15 @@ impl Watch {
         settled.and_then(|verdict| self.decide(verdict))
     }
 
+    /// A step of the script has waited for too long.
+    fn give_up(&mut self, now: Instant) -> Option<Verdict> {
+        if self.verdict.is_some() || self.trouble.is_some() {
+            return None;
+        }
+        self.failure = Some(self.player.as_ref()?.on_time(now)?);
+        self.decide(Verdict::Failed)
+    }
+
     fn decide(&mut self, verdict: Verdict) -> Option<Verdict> {
         self.verdict = Some(verdict);
         self.verdict
@@ -194,7 +231,22 @@ impl Watch {
     pub fn unmet(&self) -> Option<String> {
         let unmet = self.expected.iter().filter(|it| it.found.is_none());
         let unmet: Vec<_> = unmet.map(|it| format!("'{}'", it.pattern)).collect();
-        (!unmet.is_empty()).then(|| format!("no line matched --expect {}", unmet.join(", ")))
+        let lines =
+            (!unmet.is_empty()).then(|| format!("no line matched --expect {}", unmet.join(", ")));
+        let step = self.player.as_ref().and_then(Player::waits_for);
+        let unmet: Vec<_> = step.into_iter().chain(lines).collect();
+        (!unmet.is_empty()).then(|| unmet.join("; "))
+    }
+
+    /// What is to be typed into the console now.
+    pub fn take_typed(&mut self) -> Vec<u8> {
+        let player = self.player.as_mut();
+        player.map_or_else(Vec::new, Player::take_typed)
+    }
+
+    /// The steps of the script.
+    pub fn steps(&self) -> impl Iterator<Item = Played<'_>> {
+        self.player.iter().flat_map(Player::steps)
     }
 
     /// What must come.

@@ -52,6 +52,8 @@ impl Pattern {
         if extent == Extent::Growing && self.looks_ahead {
             return None;
         }
+        // Where output was lost, the text is not the one that the place is from.
+        let from = text.floor_char_boundary(from);
         self.regex.find_at(text, from).map(|found| found.end())
     }
 

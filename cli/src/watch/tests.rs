@@ -10,6 +10,7 @@ fn watch(expect: &[&str], fail_on: &[&str], kernel_errors: KernelErrors) -> Watc
     Watch::new(Wanted {
         expect: patterns(expect),
         fail_on: patterns(fail_on),
+        script: None,
         kernel_errors: Some(kernel_errors),
     })
 }

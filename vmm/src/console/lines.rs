@@ -34,9 +34,9 @@ impl Lines {
         }
     }
 
-    /// What there is of a line that has not ended.
+    /// What there is of a line that has not ended: a beginning of what it will be.
     pub(super) fn rest(&self) -> Option<String> {
-        (!self.line.is_empty()).then(|| plain(&self.line))
+        (!self.line.is_empty()).then(|| plain(whole_characters(&self.line)))
     }
 
     fn end(&mut self) -> String {
@@ -44,6 +44,14 @@ impl Lines {
         self.line.clear();
         text
     }
+}
+
+/// Without a last character that has only begun.
+fn whole_characters(raw: &[u8]) -> &[u8] {
+    let last = raw.utf8_chunks().last().map(|chunk| chunk.invalid());
+    let begun =
+        last.filter(|bytes| str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none()));
+    &raw[..raw.len() - begun.map_or(0, <[u8]>::len)]
 }
 
 fn plain(raw: &[u8]) -> String {
@@ -117,6 +125,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_line_only_grows(bytes in proptest::collection::vec(
+            prop_oneof![any::<u8>(), Just(0x1b), Just(b'['), Just(b'm'), Just(0xc3), Just(0xa9)], 0..40,
+        )) {
+            let (mut lines, mut before) = (Lines::default(), String::new());
+            for byte in bytes.iter().filter(|byte| **byte != b'\n') {
+                lines.take(&[*byte]);
+                let now = lines.rest().unwrap();
+                prop_assert!(now.starts_with(&before), "{before:?}, {now:?}");
+                before = now;
+            }
+        }
+
         #[test]
         fn any_bytes_in_any_pieces_give_the_same_lines(
             bytes in proptest::collection::vec(

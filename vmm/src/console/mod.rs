@@ -140,6 +140,13 @@ impl Console {
         }
     }
 
+    /// Takes input from this descriptor and from nowhere else. A socket then lets nobody in.
+    #[must_use]
+    pub fn with_input(mut self, input: OwnedFd) -> Self {
+        self.input = Input::Descriptor(input);
+        self
+    }
+
     /// Puts a filter on the input, to see keys that are not for the guest. While it is there, input is
     /// read even if the guest takes none; what is too far ahead of the guest is dropped.
     #[must_use]

@@ -7,10 +7,14 @@ use serde_json::Value;
 
 use super::tests;
 use crate::context::{Context, Kernel};
+use crate::vm::Outcome;
 
 tests! { "runs":
     LONG stock_expected_line,
     LONG stock_hung_task_is_fatal,
+    LONG stock_log_in,
+    SHORT log_in,
+    SHORT log_in_with_the_wrong_password,
     SHORT panic_that_stands_still_is_fatal,
     SHORT expected_prompt,
     SHORT expected_lines_then_the_guest_is_ended,
@@ -61,6 +65,39 @@ fn stock_hung_task_is_fatal(context: &Context) -> Result<()> {
     );
     // The whole report is waited for.
     outcome.says("Call Trace:")
+}
+
+/// The example of `resources/ci`, with a root whose password is this.
+fn logs_in(context: &Context, kernel: Kernel, password: &str, status: i32) -> Result<Outcome> {
+    let script = context.path("login.script");
+    fs::write(
+        &script,
+        include_str!("../../../../resources/ci/login.script"),
+    )?;
+    let rootfs = context.rootfs()?;
+    context
+        .script(kernel, &rootfs, &format!("login,{password}"))?
+        .args(&format!("--script {}", script.display()))
+        .exits_with(status)
+}
+
+fn stock_log_in(context: &Context) -> Result<()> {
+    logs_in(context, Kernel::StockBzimage, "secret", 0)?.says("test login: exit 0")
+}
+
+fn log_in(context: &Context) -> Result<()> {
+    logs_in(context, Kernel::TinyElf, "secret", 0)?.says("test login: exit 0")
+}
+
+fn log_in_with_the_wrong_password(context: &Context) -> Result<()> {
+    let outcome = logs_in(context, Kernel::TinyElf, "other", 122)?;
+    let said = "login.script, line 8: '[#$] $' did not come within 30s";
+    ensure!(
+        outcome.stderr.contains(said),
+        "mvm says: {}",
+        outcome.stderr
+    );
+    outcome.says("Login incorrect")
 }
 
 fn expected_prompt(context: &Context) -> Result<()> {
