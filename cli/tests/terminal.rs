@@ -157,6 +157,14 @@ fn a_stop_gives_the_terminal_back_and_a_continue_takes_it() {
     let mut session = Session::start();
     session.running.signal(Signal::TSTP);
     until("the terminal's return", || session.is_as_before());
+    // It stops after that, and a continue that came before would be lost.
+    let stat = format!("/proc/{}/stat", session.running.0.id());
+    until("mvm's stop", || {
+        let stat = std::fs::read_to_string(&stat).unwrap();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    });
     session.running.signal(Signal::CONT);
     until("the terminal's second capture", || session.is_raw());
     session.type_in("ok");
