@@ -166,7 +166,8 @@ pub struct Settings {
     /// When each --expect has matched some line, in any order, the VM is ended with status 0. A guest
     /// that ends by itself before that has status 122. A line counts as soon as it matches, which for a
     /// prompt is before it ends; `$` matches a prompt that has stood for a moment. Colours and other
-    /// escape sequences are left out. Example: `--expect 'login: $'`.
+    /// escape sequences are left out. A COMMAND is not cut short: then it is its end that is waited for.
+    /// Example: `--expect 'login: $'`.
     #[arg(long, value_name = "REGEX", help_heading = "Testing")]
     #[serde(deserialize_with = "forms::one_or_more")]
     pub expect: Vec<Pattern>,
@@ -345,6 +346,7 @@ impl Settings {
             return Err(SettingsError::ScriptConsole(console));
         }
         let script = settings.script.as_deref().map(Script::read).transpose()?;
+        let has_command = vm.command.is_some();
         Ok(Run {
             vm,
             console,
@@ -354,6 +356,7 @@ impl Settings {
                 expect: settings.expect,
                 fail_on: settings.fail_on,
                 script,
+                has_command,
                 kernel_errors: settings.kernel_errors,
             },
             reports: settings.reports,

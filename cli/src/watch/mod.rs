@@ -37,6 +37,8 @@ pub struct Wanted {
     pub fail_on: Vec<Pattern>,
     /// What to type, and what to wait for in between.
     pub script: Option<Script>,
+    /// A command runs in the guest, whose end is waited for when everything has come.
+    pub has_command: bool,
     /// What to make of the kernel's trouble; by default it is told where anything is looked for.
     pub kernel_errors: Option<KernelErrors>,
 }
@@ -69,6 +71,7 @@ pub struct Watch {
     expected: Vec<Sought>,
     forbidden: Vec<Sought>,
     player: Option<Player>,
+    has_command: bool,
     kernel_errors: KernelErrors,
     kernel: KernelWatch,
     tail: VecDeque<String>,
@@ -88,6 +91,7 @@ impl Watch {
             expected: Sought::all(wanted.expect),
             forbidden: Sought::all(wanted.fail_on),
             player: wanted.script.map(Player::new),
+            has_command: wanted.has_command,
             kernel_errors: wanted.kernel_errors.unwrap_or(KernelErrors::Report),
             kernel: KernelWatch::default(),
             tail: VecDeque::new(),
@@ -169,6 +173,7 @@ impl Watch {
             news |= player.on_text(at, text, extent);
         }
         let met = news
+            && !self.has_command
             && self.expected.iter().all(|it| it.found.is_some())
             && self.player.as_ref().is_none_or(Player::is_done);
         met.then(|| self.decide(Verdict::Met)).flatten()

@@ -11,6 +11,7 @@ fn watch(expect: &[&str], fail_on: &[&str], kernel_errors: KernelErrors) -> Watc
         expect: patterns(expect),
         fail_on: patterns(fail_on),
         script: None,
+        has_command: false,
         kernel_errors: Some(kernel_errors),
     })
 }
@@ -63,6 +64,19 @@ fn nothing_expected_is_never_met() {
     assert_eq!(lines(&mut watch, &["x", "y"]), None);
     assert_eq!(watch.on_end(), None);
     assert_eq!(watch.unmet(), None);
+}
+
+#[test]
+fn a_command_is_not_cut_short() {
+    let mut watch = Watch::new(Wanted {
+        expect: patterns(&["one"]),
+        fail_on: patterns(&["bad"]),
+        has_command: true,
+        ..Wanted::default()
+    });
+    assert_eq!(lines(&mut watch, &["one", "two"]), None);
+    assert_eq!(watch.unmet(), None);
+    assert_eq!(lines(&mut watch, &["bad"]), Some((Verdict::Failed, 0)));
 }
 
 #[test]
