@@ -54,6 +54,12 @@ pub struct Settings {
     /// Such a guest is told of its devices on the kernel command line, has one CPU, and no power button.
     #[arg(long, help_heading = "Machine")]
     pub no_acpi: bool,
+    /// Try to boot Linux also where KVM interprets guest kernels
+    ///
+    /// Such a KVM (kvm_pvm) runs a Linux that is made for it, and a stock one dies there after seconds, so
+    /// Linux is refused without this.
+    #[arg(long, help_heading = "Machine")]
+    pub software_kvm: bool,
     /// First disk, the guest's root file system
     ///
     /// `root=/dev/vda` goes on the kernel command line, with `rw` or `ro`. Takes the same keys as
@@ -302,6 +308,8 @@ pub struct Run {
     pub api: Option<PathBuf>,
     /// When it is ended.
     pub timeout: Option<Limit>,
+    /// Linux may try its luck on a KVM that interprets it.
+    pub software_kvm: bool,
     /// What its console is looked at for.
     pub wanted: Wanted,
     /// Where to report.
@@ -352,6 +360,7 @@ impl Settings {
             console,
             api: settings.api,
             timeout: settings.timeout,
+            software_kvm: settings.software_kvm,
             wanted: Wanted {
                 expect: settings.expect,
                 fail_on: settings.fail_on,
@@ -402,6 +411,7 @@ impl Settings {
             mem,
             io_threads,
             no_acpi,
+            software_kvm,
             rootfs,
             disks,
             rng,
@@ -432,6 +442,7 @@ impl Settings {
             mem: mem.or(other.mem),
             io_threads: io_threads.or(other.io_threads),
             no_acpi: no_acpi || other.no_acpi,
+            software_kvm: software_kvm || other.software_kvm,
             rootfs: rootfs.or(other.rootfs),
             rng: rng.or(other.rng),
             balloon: balloon.or(other.balloon),

@@ -16,6 +16,7 @@ mod report;
 mod run;
 mod script;
 mod signals;
+mod software_kvm;
 mod status;
 mod streams;
 mod terminal;

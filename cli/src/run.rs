@@ -22,6 +22,7 @@ use crate::policy::{Outcome, Policy};
 use crate::record::{Record, Start};
 use crate::report::{ReportError, Reports};
 use crate::signals::Signals;
+use crate::software_kvm::{self, Unfit};
 use crate::streams;
 use crate::terminal::{self, RawTerminal};
 use crate::usage::Usage;
@@ -45,6 +46,9 @@ pub enum RunError {
     /// The socket to control it.
     #[error(transparent)]
     Api(#[from] ApiError),
+    /// The kernel cannot run here.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
     /// The VM could not be assembled.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -80,6 +84,9 @@ pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
 
 /// Boots and waits for the end. A run that is followed is written down, however it ends.
 fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunError> {
+    if !run.software_kvm {
+        software_kvm::check(&run.vm.kernel)?;
+    }
     let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
     // What a script types into is no terminal of anybody's.
     let has_script = run.wanted.script.is_some();

@@ -140,14 +140,36 @@ fn a_closed_output_does_not_end_the_guest() {
     assert_eq!(ended(running).0, Some(124));
 }
 
+/// Whether guest kernels are interpreted here; says so where not.
+fn is_software_kvm() -> bool {
+    let doctor = finish(mvm().args(["doctor", "--json"]));
+    let software = text(&doctor.stdout).contains("\"software\"");
+    if !software {
+        println!("skipped: this KVM runs guest code on the processor");
+    }
+    software
+}
+
 #[test]
-fn an_instruction_that_kvm_cannot_emulate_is_named() {
-    if !has_kvm() {
+fn linux_is_refused_at_once_where_it_would_be_interpreted() {
+    if !has_kvm() || !is_software_kvm() {
         return;
     }
-    let doctor = finish(mvm().args(["doctor", "--json"]));
-    if !text(&doctor.stdout).contains("\"software\"") {
-        println!("skipped: this KVM runs guest code on the processor");
+    let files = Files::new();
+    let kernel = files.file("vmlinux", &common::vmlinux(RESET));
+    let output = finish(mvm().args(["--kernel", arg(&kernel)]));
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("interprets guest kernels"), "{stderr}");
+    assert!(stderr.contains("see 'mvm doctor'"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    let output = finish(mvm().args(["--kernel", arg(&kernel), "--software-kvm"]));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn an_instruction_that_kvm_cannot_emulate_is_named() {
+    if !has_kvm() || !is_software_kvm() {
         return;
     }
     let files = Files::new();

@@ -56,6 +56,7 @@ pub(super) fn examine(file: &File, len: u64) -> Result<Plan, KernelError> {
     }
     Ok(Plan {
         kind: KernelKind::BzImage,
+        linux: true,
         entry: Entry::Linux64 {
             rip: start + ENTRY_64,
         },

@@ -46,6 +46,7 @@ pub(super) fn examine(file: &File, len: u64) -> Result<Plan, KernelError> {
     };
     Ok(Plan {
         kind,
+        linux: headers.iter().any(is_linked_as_linux),
         entry,
         kernel: segments,
         setup_header: None,
@@ -124,6 +125,10 @@ fn has_any(headers: &[Elf64_Phdr], types: &[u32]) -> bool {
     headers.iter().any(|header| types.contains(&header.p_type))
 }
 
+fn is_linked_as_linux(segment: &Elf64_Phdr) -> bool {
+    segment.p_type == PT_LOAD && segment.p_vaddr.wrapping_sub(segment.p_paddr) == LINUX_MAP
+}
+
 /// Chooses the protocol by the rule in the documentation of [`super`].
 fn choose_entry(
     entry: u64,
@@ -144,7 +149,7 @@ fn choose_entry(
     };
     let linux64 = Ok((KernelKind::Elf, Entry::Linux64 { rip: entry }));
     match (segment_at(entry), pvh) {
-        (Some(segment), _) if segment.p_vaddr.wrapping_sub(segment.p_paddr) == LINUX_MAP => linux64,
+        (Some(segment), _) if is_linked_as_linux(segment) => linux64,
         (_, Some(rip)) if segment_at(rip.into()).is_some() => {
             Ok((KernelKind::Pvh, Entry::Pvh { rip }))
         }

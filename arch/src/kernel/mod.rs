@@ -99,6 +99,8 @@ impl Loaded {
 #[derive(Debug)]
 struct Plan {
     kind: KernelKind,
+    /// It is a Linux kernel, by the way it is packed or linked.
+    linux: bool,
     entry: Entry,
     kernel: Range<u64>,
     setup_header: Option<setup_header>,
@@ -147,6 +149,12 @@ pub fn load<'a>(
         initrd,
         setup_header: plan.setup_header,
     })
+}
+
+/// Whether a file is a Linux kernel that could be loaded. Reads headers only.
+#[must_use]
+pub fn is_linux(kernel: &mut File) -> bool {
+    examine(kernel).is_ok_and(|plan| plan.linux)
 }
 
 /// Tells what a file is and checks all that it says of itself.

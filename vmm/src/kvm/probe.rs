@@ -9,7 +9,9 @@
 mod guest;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
@@ -199,6 +201,13 @@ impl Probe {
     pub fn run(&self) -> Result<Evidence, ProbeError> {
         guest::run(&self.kvm)
     }
+}
+
+/// Whether this is a Linux kernel, which only a KVM of the kind [`HostKind::Hardware`] is sure to run.
+/// Not a file that could not be booted anyway.
+#[must_use]
+pub fn is_linux(kernel: &Path) -> bool {
+    File::open(kernel).is_ok_and(|mut kernel| arch::kernel::is_linux(&mut kernel))
 }
 
 /// What kind of host this is, by running a tiny guest: 10 to 100 ms where guest code is interpreted,

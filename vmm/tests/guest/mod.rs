@@ -153,6 +153,16 @@ pub const POPCNT: &[u8] = &[0xf3, 0x48, 0x0f, 0xb8, 0xc3, 0xeb, 0xfe];
 
 /// An ELF64 executable of one segment at 1 MiB.
 pub fn elf(code: &[u8]) -> Vec<u8> {
+    linked(code, 0)
+}
+
+/// The same, linked as a Linux vmlinux is (arch/x86/include/asm/page_64_types.h, `__START_KERNEL_map`).
+pub fn vmlinux(code: &[u8]) -> Vec<u8> {
+    linked(code, 0xffff_ffff_8000_0000)
+}
+
+/// With so much between virtual and physical address.
+fn linked(code: &[u8], map: u64) -> Vec<u8> {
     const BASE: u64 = 1 << 20;
     const HEADERS: u64 = 64 + 56;
     let len = u64::try_from(code.len()).expect("a small kernel");
@@ -173,7 +183,14 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     }
     word(&mut image, 1); // PT_LOAD
     word(&mut image, 7); // rwx
-    for value in [HEADERS, BASE, BASE, len, len.next_multiple_of(4096), 4096] {
+    for value in [
+        HEADERS,
+        BASE + map,
+        BASE,
+        len,
+        len.next_multiple_of(4096),
+        4096,
+    ] {
         long(&mut image, value);
     }
     image.extend(code);

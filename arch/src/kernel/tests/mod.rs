@@ -10,7 +10,8 @@ use std::io::Write;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{KernelError, Loaded, load};
+use super::image::{Elf, Segment, vmlinux};
+use super::{KernelError, Loaded, is_linux, load};
 use crate::x86_64::memory::ram_regions;
 
 const MIB: u64 = 1 << 20;
@@ -43,4 +44,12 @@ fn guest_bytes(memory: &GuestMemoryMmap<()>, address: u64, len: usize) -> Vec<u8
         .read_slice(&mut bytes, GuestAddress(address))
         .unwrap();
     bytes
+}
+
+#[test]
+fn a_linux_kernel_is_known_by_how_it_is_packed_or_linked() {
+    assert!(is_linux(&mut file(&vmlinux().bytes())));
+    let other = Elf::new(MIB, vec![Segment::load(MIB, &[0xf4])]);
+    assert!(!is_linux(&mut file(&other.bytes())));
+    assert!(!is_linux(&mut file(b"#!/bin/sh\n")));
 }
