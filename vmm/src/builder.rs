@@ -29,6 +29,7 @@ use crate::events::EventSender;
 use crate::halt::HaltWatcher;
 use crate::kvm::vm::{KvmVm, refused};
 use crate::lifecycle::{Lifecycle, Machine, Vm};
+use crate::threads::{ThreadHooks, Threads};
 use crate::vcpu::thread::{Observed, VcpuThread};
 use crate::vcpu::{Buses, Cpus, ExitCounter, kick};
 
@@ -40,6 +41,7 @@ pub struct VmBuilder {
     devices: Vec<Box<dyn VirtioDevice>>,
     events: Option<EventSender>,
     command_io: Option<CommandIo>,
+    threads: Threads,
 }
 
 impl VmBuilder {
@@ -52,6 +54,7 @@ impl VmBuilder {
             devices: Vec::new(),
             events: None,
             command_io: None,
+            threads: Threads::default(),
         }
     }
 
@@ -83,6 +86,13 @@ impl VmBuilder {
         self
     }
 
+    /// Who is told of the VM's threads as they start.
+    #[must_use]
+    pub fn hooks(mut self, hooks: Arc<dyn ThreadHooks>) -> Self {
+        self.threads = Threads(Some(hooks));
+        self
+    }
+
     /// Checks everything, loads the kernel, and assembles the machine. No vCPU runs yet.
     ///
     /// # Errors
@@ -94,6 +104,7 @@ impl VmBuilder {
             devices: own,
             events,
             command_io,
+            threads,
         } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
@@ -133,6 +144,7 @@ impl VmBuilder {
             console,
             events,
             command,
+            threads,
         }
         .assemble()
     }
@@ -149,6 +161,7 @@ struct Assembly {
     console: Console,
     events: Option<EventSender>,
     command: Option<CommandLine>,
+    threads: Threads,
 }
 
 impl Assembly {
@@ -163,13 +176,14 @@ impl Assembly {
             console,
             events,
             mut command,
+            threads,
         } = self;
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let notes = events.as_ref().map(EventSender::notes);
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
         let io: Vec<IoThread> = (0..io_threads)
-            .map(|number| spawn_io(number, &lifecycle))
+            .map(|number| spawn_io(number, &lifecycle, &threads))
             .collect::<Result<_, _>>()?;
         let handles: Vec<IoHandle> = io.iter().map(IoThread::handle).collect();
 
@@ -236,6 +250,7 @@ impl Assembly {
             controls: Arc::new(controls),
             console: Some(guard),
             command,
+            threads,
             power_button,
             exits,
             lifecycle,
@@ -246,9 +261,14 @@ impl Assembly {
 }
 
 /// An I/O thread whose failure ends the VM.
-fn spawn_io(number: u8, lifecycle: &Arc<Lifecycle>) -> Result<IoThread, IoError> {
+fn spawn_io(
+    number: u8,
+    lifecycle: &Arc<Lifecycle>,
+    threads: &Threads,
+) -> Result<IoThread, IoError> {
     let failed = Arc::downgrade(lifecycle);
-    IoThread::spawn(&format!("io{number}"), move |error| {
+    let name = format!("io{number}");
+    IoThread::spawn_after(threads.prelude(&name), &name, move |error| {
         if let Some(lifecycle) = failed.upgrade() {
             lifecycle.end(Err(VmError::Io(error)));
         }

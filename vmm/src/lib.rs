@@ -29,9 +29,14 @@ mod flag;
 mod halt;
 mod kvm;
 mod lifecycle;
+pub mod run;
 pub mod socket;
+mod threads;
 mod vcpu;
 pub mod vsock;
+
+/// The device models, for an embedder's own device.
+pub use devices;
 
 pub use builder::VmBuilder;
 pub use command::{CommandEnd, CommandHandle, CommandIo, ModulesError};
@@ -39,4 +44,5 @@ pub use devices::virtio::balloon;
 pub use error::{BuildError, EmulationFailure, KvmError, VmError};
 pub use kvm::probe;
 pub use lifecycle::{Exit, ExitReason, Running, Vm, VmHandle};
+pub use threads::ThreadHooks;
 pub use vcpu::ExitCounts;

@@ -12,7 +12,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use devices::io::IoThread;
 use devices::legacy::power::PowerButton;
@@ -29,6 +29,7 @@ use crate::error::VmError;
 use crate::events::{EventKind, EventNotes};
 use crate::halt::HaltWatch;
 use crate::kvm::vm::KvmVm;
+use crate::threads::Threads;
 use crate::vcpu::kick::kick;
 use crate::vcpu::thread::VcpuThread;
 use crate::vcpu::{ExitCounter, ExitCounts, after_reset};
@@ -169,6 +170,7 @@ pub(crate) struct Machine {
     pub controls: Arc<Controls>,
     pub console: Option<ConsoleGuard>,
     pub command: Option<CommandLine>,
+    pub threads: Threads,
     pub power_button: Arc<PowerButton>,
     pub exits: Arc<[Arc<ExitCounter>]>,
     pub lifecycle: Arc<Lifecycle>,
@@ -203,7 +205,7 @@ impl Vm {
         let mut running = Running { machine };
         if let Some(command) = &mut running.machine.command {
             command
-                .start(&running.machine.lifecycle)
+                .start(&running.machine.lifecycle, &running.machine.threads)
                 .map_err(VmError::Spawn)?;
         }
         {
@@ -220,7 +222,7 @@ impl Vm {
                     vcpu.run();
                     drop(guard);
                 };
-                let thread = Builder::new().name(format!("vcpu{id}")).spawn(body);
+                let thread = running.machine.threads.spawn(&format!("vcpu{id}"), body);
                 match thread {
                     Ok(thread) => threads.push(thread),
                     Err(error) => {

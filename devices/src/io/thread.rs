@@ -73,6 +73,18 @@ impl IoThread {
         name: &str,
         failed: impl FnOnce(IoError) + Send + 'static,
     ) -> Result<Self, IoError> {
+        Self::spawn_after(|| (), name, failed)
+    }
+
+    /// As [`spawn`](Self::spawn); the thread does `first` before anything else.
+    ///
+    /// # Errors
+    /// As for [`spawn`](Self::spawn).
+    pub fn spawn_after(
+        first: impl FnOnce() + Send + 'static,
+        name: &str,
+        failed: impl FnOnce(IoError) + Send + 'static,
+    ) -> Result<Self, IoError> {
         // Tasks are few; the default of 256 pending events would only be memory touched for nothing.
         let mut manager = EventManager::<IoTask>::new_with_capacity(32)?;
         let endpoint = manager.remote_endpoint();
@@ -80,6 +92,7 @@ impl IoThread {
         let stopped = stop.clone();
         let body = move || {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
+                first();
                 while !stopped.load(Ordering::Acquire) {
                     manager.run()?;
                 }

@@ -18,6 +18,8 @@ pub struct Setting {
     pub mvm: PathBuf,
     /// The directory with the guest files.
     pub guest: PathBuf,
+    /// The directory with the library's examples.
+    pub examples: PathBuf,
     /// Where the logs of failed tests go.
     pub out: PathBuf,
 }
@@ -78,6 +80,11 @@ impl Context {
     /// A guest file, which tests must not change.
     pub fn guest(&self, name: &str) -> PathBuf {
         self.setting.guest.join(name)
+    }
+
+    /// One of the library's examples.
+    pub fn example(&self, name: &str) -> PathBuf {
+        self.setting.examples.join(name)
     }
 
     /// A copy of the root file system that the test may write.

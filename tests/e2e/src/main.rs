@@ -28,6 +28,9 @@ struct Args {
     /// Where the guest files are, by the names that `cargo xtask guest` prints.
     #[arg(long, default_value = "/guest")]
     guest: PathBuf,
+    /// Where the library's examples are.
+    #[arg(long, default_value = "/work")]
+    examples: PathBuf,
     /// Where the logs of failed tests are put.
     #[arg(long, default_value = "/out")]
     out: PathBuf,
@@ -86,6 +89,7 @@ fn run(args: &Args) -> Result<bool> {
     let setting = Setting {
         mvm: args.mvm.clone(),
         guest: args.guest.clone(),
+        examples: args.examples.clone(),
         out: args.out.clone(),
     };
     let jobs = args

@@ -25,6 +25,9 @@ use crate::workspace;
 /// The packages whose tests use KVM.
 const KVM_PACKAGE: &str = "mvm-vmm";
 
+/// Its examples that boot a real kernel.
+const EXAMPLES: [&str; 2] = ["command", "custom_device"];
+
 /// In seconds; a lab with all the end-to-end tests in it takes less than this by far.
 const LAB_LIMIT: &str = "1200";
 
@@ -80,6 +83,7 @@ pub fn suite(options: &Options) -> Result<bool> {
 fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result<bool> {
     let mvm = workspace::release("mvm")?;
     let e2e = workspace::debug("e2e")?;
+    let examples = workspace::examples(KVM_PACKAGE, &EXAMPLES)?;
     let guests = Guests::open()?;
     // The tests are of both kernels; the small one is the lab's own kernel besides.
     let tiny = guests.tiny()?;
@@ -105,7 +109,13 @@ fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result
             )?;
         }
         let mut command = Command::new(e2e);
-        for (option, path) in [("--mvm", &mvm), ("--guest", &directory), ("--out", &out)] {
+        let examples = workspace::target().join("debug/examples");
+        for (option, path) in [
+            ("--mvm", &mvm),
+            ("--guest", &directory),
+            ("--examples", &examples),
+            ("--out", &out),
+        ] {
             command.arg(option).arg(path);
         }
         return counted(command.args(filter), count);
@@ -116,12 +126,14 @@ fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result
     } else {
         Vec::new()
     };
-    in_labs(&e2e, &library, filter, &out, count)
+    let with: Vec<PathBuf> = [e2e].into_iter().chain(examples).collect();
+    in_labs(&with, &library, filter, &out, count)
 }
 
-/// Runs the end-to-end tests in as many labs as this machine carries, and the library's in the first of them.
+/// Runs the end-to-end tests in as many labs as this machine carries, and the library's in the first of them. The
+/// programs of `with`, the tests themselves among them, are there too.
 fn in_labs(
-    e2e: &Path,
+    with: &[PathBuf],
     library: &[PathBuf],
     filter: &[String],
     out: &Path,
@@ -147,7 +159,7 @@ fn in_labs(
             .arg("lab")
             .args(["--timeout", LAB_LIMIT, "--out"])
             .arg(out);
-        for program in library.iter().map(PathBuf::as_path).chain([e2e]) {
+        for program in library.iter().chain(with) {
             command.arg("--with").arg(program);
         }
         command.args(["--", "sh", "-c", &script, "sh"]).args(filter);

@@ -59,3 +59,15 @@ pub fn debug(package: &str) -> Result<PathBuf> {
     run::shown(&mut cargo_command(&["build", "--package", package]))?;
     Ok(target().join("debug").join(package))
 }
+
+/// Builds the examples of a package; their paths, in the order of `names`.
+pub fn examples(package: &str, names: &[&str]) -> Result<Vec<PathBuf>> {
+    run::shown(&mut cargo_command(&[
+        "build",
+        "--package",
+        package,
+        "--examples",
+    ]))?;
+    let directory = target().join("debug/examples");
+    Ok(names.iter().map(|name| directory.join(name)).collect())
+}

@@ -15,6 +15,7 @@ use super::{CommandEnd, CommandHandle, CommandIo, VSOCK_PORT, event};
 use crate::console::{AttachedConsole, Console, ConsoleGuard, FLUSH_LIMIT};
 use crate::error::BuildError;
 use crate::lifecycle::Lifecycle;
+use crate::threads::Threads;
 use crate::vsock::Vsock;
 
 /// A command's line: made, attached to the machine, started with it, joined at its end.
@@ -82,9 +83,9 @@ impl CommandLine {
     }
 
     /// Starts the session: the machine is about to run.
-    pub fn start(&mut self, lifecycle: &Arc<Lifecycle>) -> io::Result<()> {
+    pub fn start(&mut self, lifecycle: &Arc<Lifecycle>, threads: &Threads) -> io::Result<()> {
         if let Some(parts) = self.parts.take() {
-            self.session = Some(Session::start(parts, Arc::clone(lifecycle))?);
+            self.session = Some(Session::start(parts, Arc::clone(lifecycle), threads)?);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use init_lib::frame::VERSION;
@@ -17,6 +17,7 @@ use super::{CommandEnd, CommandIo};
 use crate::console::FLUSH_LIMIT;
 use crate::events::EventKind;
 use crate::lifecycle::{ExitReason, Lifecycle};
+use crate::threads::Threads;
 use crate::vsock::VsockListener;
 
 /// How long a guest may take to power off once its command is over.
@@ -50,7 +51,11 @@ pub(super) struct Session(JoinHandle<CommandEnd>);
 
 impl Session {
     /// Waits for a guest, and carries its command's streams.
-    pub fn start(parts: SessionParts, lifecycle: Arc<Lifecycle>) -> io::Result<Self> {
+    pub fn start(
+        parts: SessionParts,
+        lifecycle: Arc<Lifecycle>,
+        threads: &Threads,
+    ) -> io::Result<Self> {
         let SessionParts {
             serial,
             listener,
@@ -65,9 +70,7 @@ impl Session {
             wake,
             end: None,
         };
-        let thread = Builder::new()
-            .name("command".to_owned())
-            .spawn(move || body.run(serial, listener))?;
+        let thread = threads.spawn("command", move || body.run(serial, listener))?;
         Ok(Self(thread))
     }
 

@@ -6,6 +6,7 @@ mod command;
 mod console;
 mod disk;
 mod end;
+mod library;
 mod net;
 mod refusals;
 mod rng;
@@ -48,6 +49,7 @@ pub fn all() -> Vec<Test> {
         terminal::tests,
         rng::tests,
         balloon::tests,
+        library::tests,
         refusals::tests,
         runs::tests,
         vsock::tests,
