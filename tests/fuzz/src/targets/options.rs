@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use vmm::config::{DiskConfig, MemorySize};
+use vmm::config::{DiskConfig, MemorySize, VsockConfig};
 use vmm::console::ConsoleConfig;
 
 use crate::target::Target;
@@ -21,6 +21,10 @@ const OPTIONS: &[Option] = &[
         &["img.ext4", "a,,b.img,ro", "/dev/sdb,serial=x,,y=1,ro=off"],
     ),
     (round_trip::<MemorySize>, &["256M", "4G", "131072K", "1"]),
+    (
+        round_trip::<VsockConfig>,
+        &["cid=3,uds=/run/v", "uds=a,,b,cid=4294967294"],
+    ),
     (
         parses::<ConsoleConfig>,
         &["stdio", "file=boot.log", "pty", "unix=/run/vm.sock", "none"],
