@@ -47,6 +47,8 @@ pub(super) struct Muxer {
     next_number: u64,
     next_port: u32,
     doors_open: bool,
+    /// It has been said that callers cannot be let in, and none was since.
+    complained: bool,
 }
 
 impl Muxer {
@@ -62,6 +64,7 @@ impl Muxer {
             next_number: FIRST_SOCKET,
             next_port: FIRST_PORT,
             doors_open: false,
+            complained: false,
         };
         muxer.open_doors()?;
         Ok(muxer)
@@ -235,11 +238,16 @@ impl Muxer {
                 Ok(stream)
             });
             match caller {
-                Ok(stream) => self.callers.add(number, stream),
+                Ok(stream) => {
+                    self.complained = false;
+                    self.callers.add(number, stream);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 // Out of descriptors, most likely. Watching on would spin.
                 Err(error) => {
-                    log::warn!("vsock: a caller cannot be let in at the moment: {error}");
+                    if !std::mem::replace(&mut self.complained, true) {
+                        log::warn!("vsock: callers cannot be let in at the moment: {error}");
+                    }
                     return self.close_doors();
                 }
             }
