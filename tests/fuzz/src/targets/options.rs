@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use vmm::config::{DiskConfig, MemorySize, VsockConfig};
+use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig, Span, VsockConfig};
 use vmm::console::ConsoleConfig;
 
 use crate::target::Target;
@@ -22,13 +22,19 @@ const OPTIONS: &[Option] = &[
     ),
     (round_trip::<MemorySize>, &["256M", "4G", "131072K", "1"]),
     (
+        round_trip::<ConsoleConfig>,
+        &["stdio", "file=boot.log", "pty", "unix=/run/vm.sock", "none"],
+    ),
+    (
+        round_trip::<BalloonConfig>,
+        &["off", "size=64M", "size=1G,stats=5s,deflate-on-oom=off"],
+    ),
+    (round_trip::<RngConfig>, &["on", "off"]),
+    (
         round_trip::<VsockConfig>,
         &["cid=3,uds=/run/v", "uds=a,,b,cid=4294967294"],
     ),
-    (
-        parses::<ConsoleConfig>,
-        &["stdio", "file=boot.log", "pty", "unix=/run/vm.sock", "none"],
-    ),
+    (round_trip::<Span>, &["5s", "100ms", "2m", "1h"]),
 ];
 
 /// Whatever was read is written so that it reads the same.
@@ -42,13 +48,6 @@ fn round_trip<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str
             }
         }
         Err(error) => drop(error.to_string()),
-    }
-}
-
-/// It is read or refused.
-fn parses<T: FromStr<Err: Display>>(text: &str) {
-    if let Err(error) = text.parse::<T>() {
-        drop(error.to_string());
     }
 }
 
