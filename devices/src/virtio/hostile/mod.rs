@@ -12,6 +12,7 @@ mod balloon;
 mod block;
 pub mod case;
 pub mod generic;
+mod net;
 mod rng;
 pub mod subject;
 #[cfg(test)]
@@ -31,6 +32,8 @@ pub fn subjects() -> Vec<Subject> {
         Some(balloon::subject()),
         Some(block::subject()),
         block::uring(),
+        Some(net::subject()),
+        Some(net::pairs()),
         Some(rng::subject()),
         Some(vsock::subject()),
     ]

@@ -138,7 +138,12 @@ impl Ram {
 
     /// Devices may write `len` bytes from `start` from now on.
     pub fn give(&self, start: u64, len: u64) {
-        self.books().given.push(start..start.saturating_add(len));
+        let end = start.saturating_add(len);
+        let mut books = self.books();
+        let known = |given: &Range<u64>| given.start <= start && end <= given.end;
+        if !books.given.iter().any(known) {
+            books.given.push(start..end);
+        }
     }
 
     /// The first address that a device wrote to though it was not given, and how many there are.
@@ -155,11 +160,12 @@ impl Ram {
                 if actual == expected {
                     continue;
                 }
+                for given in &books.given {
+                    spare(actual, expected, address, given);
+                }
                 let bytes = actual.iter().zip(expected).zip(address..);
                 for (_, address) in bytes.filter(|((is, was), _)| is != was) {
-                    if !books.given.iter().any(|given| given.contains(&address)) {
-                        found.get_or_insert((address, 0)).1 += 1;
-                    }
+                    found.get_or_insert((address, 0)).1 += 1;
                 }
             }
         }
@@ -169,6 +175,18 @@ impl Ram {
     fn books(&self) -> MutexGuard<'_, Books> {
         let books = self.0.books.lock();
         books.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes `actual` what is `expected`, both from `address`, where it was given.
+fn spare(actual: &mut [u8], expected: &[u8], address: u64, given: &Range<u64>) {
+    let at = |place: u64| {
+        let offset = place.saturating_sub(address);
+        usize::try_from(offset).map_or(actual.len(), |offset| offset.min(actual.len()))
+    };
+    let (from, to) = (at(given.start), at(given.end));
+    if from < to {
+        actual[from..to].copy_from_slice(&expected[from..to]);
     }
 }
 
