@@ -3,7 +3,9 @@
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig, Span, VsockConfig};
+use vmm::config::{
+    BalloonConfig, DiskConfig, MacAddress, MemorySize, NetConfig, RngConfig, Span, VsockConfig,
+};
 use vmm::console::ConsoleConfig;
 
 use crate::target::Target;
@@ -29,6 +31,11 @@ const OPTIONS: &[Option] = &[
         round_trip::<BalloonConfig>,
         &["off", "size=64M", "size=1G,stats=5s,deflate-on-oom=off"],
     ),
+    (
+        round_trip::<NetConfig>,
+        &["tap=tap0", "fd=3,mac=52:54:00:12:34:56,mtu=9000,queues=4"],
+    ),
+    (round_trip::<MacAddress>, &["52:54:00:12:34:56"]),
     (round_trip::<RngConfig>, &["on", "off"]),
     (
         round_trip::<VsockConfig>,

@@ -252,6 +252,26 @@ fn known(device: &str) -> Vec<Vec<u8>> {
             })
             .to_vec()
         }
+        "net" => {
+            // Commands: an address, pairs, offloads. Frames: TCP over IPv4 and IPv6 to be segmented, a checksum.
+            let commands = [
+                &[1, 1, 2, 0, 0, 0, 0, 9][..],
+                &[4, 0, 1, 0],
+                &[5, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+            ];
+            let headers = [
+                [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0],
+                [1, 4, 74, 0, 0xa0, 5, 54, 0, 16, 0, 0, 0],
+                [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0],
+            ];
+            let command = |bytes: &&[u8]| written(2, bytes, 1);
+            let frame = |header: &[u8; 12]| written(1, &[&header[..], &[0x5a; 200]].concat(), 0);
+            let room = written(0, &[], 2048).repeat(4);
+            let commands = commands.iter().map(command);
+            let frames = headers.iter().map(frame);
+            let received = [&room[..], &[0x80, 0x81, 0x82, 0x83]].concat();
+            commands.chain(frames).chain([received]).collect()
+        }
         _ => Vec::new(),
     }
 }
