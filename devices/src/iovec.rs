@@ -160,6 +160,20 @@ pub fn skip<'b, 'm>(buffers: &'b mut [IoVec<'m>], mut count: usize) -> &'b mut [
     &mut buffers[done..]
 }
 
+/// Cuts `buffers` off behind their first `count` bytes.
+pub fn truncate(buffers: &mut Vec<IoVec<'_>>, mut count: usize) {
+    let mut kept = 0;
+    for buffer in buffers.iter_mut() {
+        if count == 0 {
+            break;
+        }
+        buffer.raw.iov_len = buffer.len().min(count);
+        count -= buffer.len();
+        kept += 1;
+    }
+    buffers.truncate(kept);
+}
+
 /// Copies `bytes` into `buffers`, from their byte `offset` on; returns how many there was room for.
 pub fn scatter(buffers: &[IoVec<'_>], offset: usize, bytes: &[u8]) -> usize {
     copy(buffers, offset, bytes.len(), |slice, at| {
@@ -219,6 +233,49 @@ pub fn writev(to: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
     check(unsafe { libc::writev(to.as_raw_fd(), buffers.as_ptr().cast(), count) })
 }
 
+/// sendmsg(2): as much of `buffers` as a socket takes. Does not wait, and a peer that has left is an error,
+/// not a signal.
+///
+/// # Errors
+/// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
+pub fn send(to: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
+    let message = message(buffers);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the message is of `buffers`, of which holds what holds for writing.
+    check(unsafe { libc::sendmsg(to.as_raw_fd(), &message, flags) })
+}
+
+/// What [`receive`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes.
+    pub len: usize,
+    /// Descriptors came along, which end a read (unix(7)): there may be more behind them.
+    pub cut: bool,
+}
+
+/// recvmsg(2): what a socket has, into `buffers`. Does not wait, and takes no descriptors.
+///
+/// # Errors
+/// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
+pub fn receive(from: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<Received> {
+    let mut message = message(buffers);
+    // SAFETY: the message is of `buffers`, of which holds what holds for reading.
+    let len = check(unsafe { libc::recvmsg(from.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) })?;
+    let cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(Received { len, cut })
+}
+
+/// A message of `buffers`, to nobody in particular, with nothing beside them.
+fn message(buffers: &[IoVec<'_>]) -> libc::msghdr {
+    // SAFETY: all of it may be zero.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = buffers.as_ptr().cast_mut().cast();
+    // The type is the C library's: `size_t` or `int`.
+    message.msg_iovlen = buffers.len() as _;
+    message
+}
+
 fn check(transferred: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(transferred).map_err(|_| io::Error::last_os_error())
 }
@@ -245,6 +302,29 @@ mod tests {
             assert_eq!(gather(&buffers, 2, &mut read), 8);
             assert_eq!(read, [0, 1, 2, 3, 4, 0, 0, 5]);
             assert_eq!(gather(&buffers, 8, &mut read), 2);
+        }
+    }
+
+    #[test]
+    fn a_list_can_be_cut_anywhere() {
+        let mut bytes: Vec<Vec<u8>> = vec![vec![0, 1, 2], vec![3], vec![4, 5, 6, 7]];
+        let whole: Vec<_> = bytes
+            .iter_mut()
+            .map(|bytes| IoVec::new(&VolatileSlice::from(&mut bytes[..])))
+            .collect();
+        for count in 0..10 {
+            let mut list = whole.clone();
+            truncate(&mut list, count);
+            assert_eq!(total(&list), count.min(8));
+            assert!(list.iter().all(|buffer| !buffer.is_empty()));
+            let mut read = [9; 10];
+            let len = gather(&list, 0, &mut read);
+            assert!(
+                read[..len]
+                    .iter()
+                    .zip(0u8..)
+                    .all(|(read, byte)| *read == byte)
+            );
         }
     }
 

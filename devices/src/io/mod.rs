@@ -1,7 +1,6 @@
 //! The data-path side of virtio, written once: one I/O loop, one subscriber, one way to take and return
 //! descriptor chains.
 
-pub(crate) mod buffers;
 mod queue_io;
 mod session;
 #[cfg(test)]

@@ -14,7 +14,6 @@ use virtio_bindings::virtio_blk::{
 
 use super::disk::SECTOR;
 use crate::io::Chain;
-use crate::io::buffers::{take_front, total};
 use crate::mem::{GuestAddress, GuestSlice};
 
 /// Bytes of `struct virtio_blk_req` before the data: type, reserved, sector.
@@ -245,6 +244,31 @@ fn expect_none(buffers: &[GuestSlice<'_>]) -> Result<(), Malformed> {
     } else {
         Err(Malformed("data in the wrong direction"))
     }
+}
+
+/// Bytes in `buffers`: at most as many as guest memory has, times the descriptors of a chain.
+fn total(buffers: &[GuestSlice<'_>]) -> u64 {
+    buffers.iter().map(|buffer| buffer.len() as u64).sum()
+}
+
+/// Moves bytes from the front of `buffers` into `out`; returns how many there were.
+fn take_front(buffers: &mut Vec<GuestSlice<'_>>, out: &mut [u8]) -> usize {
+    let mut filled = 0;
+    let mut emptied = 0;
+    for buffer in buffers.iter_mut() {
+        let wanted = &mut out[filled..];
+        if wanted.is_empty() {
+            break;
+        }
+        let count = buffer.copy_to(wanted);
+        filled += count;
+        match buffer.offset(count) {
+            Ok(rest) if !rest.is_empty() => *buffer = rest,
+            _ => emptied += 1,
+        }
+    }
+    buffers.drain(..emptied);
+    filled
 }
 
 /// Takes the status byte off the device-writable buffers, which may leave an empty one to drop.

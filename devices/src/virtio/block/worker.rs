@@ -18,8 +18,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
 use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
-use crate::io::buffers::put_front;
 use crate::io::{Chain, QueueIo, QueueSet};
+use crate::iovec::{self, IoVec};
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::rate::Throttle;
 use crate::virtio::errors::ErrorLog;
@@ -416,8 +416,9 @@ fn put_id(id: &str, buffers: &[GuestSlice<'_>]) -> u32 {
     for (to, from) in name.iter_mut().zip(id.bytes()) {
         *to = from;
     }
+    let buffers: Vec<_> = buffers.iter().map(IoVec::new).collect();
     // At most ID_BYTES.
-    u32::try_from(put_front(buffers, &name)).unwrap_or(0)
+    u32::try_from(iovec::scatter(&buffers, 0, &name)).unwrap_or(0)
 }
 
 fn put_status(

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use super::credit::WINDOW;
 use super::stream;
-use crate::mem::GuestSlice;
+use crate::iovec::{self, IoVec};
 
 /// Bytes that wait for a socket to take them: at most [`WINDOW`], and no memory while there are none.
 #[derive(Debug, Default)]
@@ -31,24 +31,22 @@ impl Backlog {
         WINDOW.saturating_sub(self.len())
     }
 
-    /// Puts `buffers` behind the others, as far as there is room.
-    pub(super) fn push<'m>(&mut self, buffers: impl IntoIterator<Item = GuestSlice<'m>>) {
+    /// Puts `buffers` without their first `skip` bytes behind the others, as far as there is room.
+    pub(super) fn push(&mut self, buffers: &[IoVec<'_>], mut skip: usize) {
         if self.bytes.capacity() == 0 {
             // All of it at once: grown step by step it could become twice as large. The host gives it
             // memory only as it is filled.
             self.bytes.reserve_exact(WINDOW as usize);
         }
         let mut chunk = [0; 4096];
-        for mut buffer in buffers {
-            while !buffer.is_empty() {
-                let room = chunk.len().min(self.room() as usize);
-                let count = buffer.copy_to(&mut chunk[..room]);
-                self.bytes.extend(&chunk[..count]);
-                match buffer.offset(count) {
-                    Ok(rest) if count > 0 => buffer = rest,
-                    _ => return,
-                }
+        loop {
+            let room = chunk.len().min(self.room() as usize);
+            let count = iovec::gather(buffers, skip, &mut chunk[..room]);
+            if count == 0 {
+                return;
             }
+            self.bytes.extend(&chunk[..count]);
+            skip += count;
         }
     }
 
@@ -81,6 +79,7 @@ mod tests {
     use std::io::Read;
 
     use super::*;
+    use crate::mem::GuestSlice;
 
     #[test]
     fn it_takes_a_window_and_no_more() {
@@ -88,7 +87,7 @@ mod tests {
         let mut backlog = Backlog::default();
         let mut bytes = vec![7; 100_000];
         for _ in 0..4 {
-            backlog.push([GuestSlice::from(&mut bytes[..])]);
+            backlog.push(&[IoVec::new(&GuestSlice::from(&mut bytes[..]))], 0);
         }
         assert_eq!((backlog.len(), backlog.room()), (WINDOW, 0));
         assert_eq!(backlog.bytes.capacity(), WINDOW as usize);
@@ -109,12 +108,11 @@ mod tests {
         for round in 0..60u8 {
             let mut one = vec![round; 30_000 + usize::from(round)];
             let mut two = [round ^ 0xff; 3];
-            expected.extend(&one);
+            expected.extend(&one[1..]);
             expected.extend(&two);
-            backlog.push([
-                GuestSlice::from(&mut one[..]),
-                GuestSlice::from(&mut two[..]),
-            ]);
+            let buffers =
+                [&mut one[..], &mut two[..]].map(|bytes| IoVec::new(&GuestSlice::from(bytes)));
+            backlog.push(&buffers, 1);
             while !backlog.is_empty() {
                 backlog.flush(&ours).unwrap();
                 // In small steps, so that the ring wraps.
@@ -143,7 +141,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
         let mut backlog = Backlog::default();
-        backlog.push([GuestSlice::from(&mut [1, 2, 3][..])]);
+        backlog.push(&[IoVec::new(&GuestSlice::from(&mut [1, 2, 3][..]))], 0);
         let error = backlog.flush(&ours).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     }

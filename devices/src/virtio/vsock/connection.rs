@@ -26,8 +26,7 @@ use super::backlog::Backlog;
 use super::credit::Credit;
 use super::packet::{Done, Header, Op, Ports};
 use super::stream;
-use crate::io::buffers::{part, total};
-use crate::mem::GuestSlice;
+use crate::iovec::{self, IoVec};
 
 mod outgoing;
 
@@ -178,14 +177,14 @@ impl Connection {
     }
 
     /// The guest sent `data` with `op`.
-    pub(super) fn hear(&mut self, op: Op, header: &Header, data: &[GuestSlice<'_>]) -> Fate {
+    pub(super) fn hear(&mut self, op: Op, header: &Header, data: &[IoVec<'_>]) -> Fate {
         self.credit.hear(header);
         self.begged &= self.credit.free() == 0;
         match (self.phase, op) {
             (_, Op::Rst) => return Fate::Gone,
             (Phase::Asked, Op::Response) if !self.owed.contains(Owed::REQUEST) => self.answered(),
             (Phase::Open, Op::Rw) if !self.guest_done.contains(Done::SENDING) => {
-                if total(data) > u64::from(self.backlog.room()) {
+                if iovec::total(data) > self.backlog.room() as usize {
                     return Fate::Reset;
                 }
                 self.take(data);
@@ -214,16 +213,16 @@ impl Connection {
     }
 
     /// Data for the host: straight to the socket, and what that does not take into the backlog.
-    fn take(&mut self, data: &[GuestSlice<'_>]) {
-        // Neither is more than a window.
-        let len = usize::try_from(total(data)).unwrap_or(usize::MAX);
+    fn take(&mut self, data: &[IoVec<'_>]) {
+        let len = iovec::total(data);
+        // None is more than a window.
         let bytes = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         if self.host_done.contains(Done::RECEIVING) {
             return self.credit.forward(bytes(len));
         }
         let mut sent = 0;
         if self.backlog.is_empty() && len > 0 {
-            match stream::send(&self.stream, &mut data.iter().copied().collect()) {
+            match stream::send(&self.stream, data) {
                 Ok(count) => sent = count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {
@@ -234,7 +233,7 @@ impl Connection {
         }
         self.credit.forward(bytes(sent));
         if sent < len {
-            self.backlog.push(part(data, sent, len));
+            self.backlog.push(data, sent);
         }
     }
 

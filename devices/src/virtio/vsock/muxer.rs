@@ -14,8 +14,7 @@ use super::packet::{HEADER, HOST_CID, Header, Op, Ports, STREAM};
 use super::table::Table;
 use super::watch::{Event, FIRST_SOCKET, Watch};
 use super::{SharedHost, lock};
-use crate::io::buffers::{part, take_front, total};
-use crate::mem::GuestSlice;
+use crate::iovec::{self, IoVec};
 
 /// Requests of the guest's that may wait for a host peer with no time.
 const MAX_WAITING: usize = 128;
@@ -88,14 +87,14 @@ impl Muxer {
     }
 
     /// Puts the next packet for the guest into `buffers`; its length, or none if there is none after all.
-    pub(super) fn next_packet(&mut self, buffers: &[GuestSlice<'_>]) -> io::Result<Option<u32>> {
+    pub(super) fn next_packet(&mut self, buffers: &[IoVec<'_>]) -> io::Result<Option<u32>> {
         self.table.next_packet(buffers, &mut self.watch)
     }
 
     /// The guest sent the packet in `buffers`.
-    pub(super) fn hear(&mut self, mut buffers: Vec<GuestSlice<'_>>) -> io::Result<()> {
+    pub(super) fn hear(&mut self, mut buffers: Vec<IoVec<'_>>) -> io::Result<()> {
         let mut bytes = [0; HEADER];
-        let is_whole = take_front(&mut buffers, &mut bytes) == HEADER;
+        let is_whole = iovec::gather(&buffers, 0, &mut bytes) == HEADER;
         let header = Header::from(bytes);
         // An answer to what claims to be from elsewhere would reach nobody.
         if !is_whole || header.src_cid != self.guest_cid {
@@ -103,15 +102,16 @@ impl Muxer {
             return Ok(());
         }
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
-        let data: Vec<_> = part(&buffers, 0, len).collect();
+        iovec::truncate(&mut buffers, HEADER.saturating_add(len));
+        let data = &*iovec::skip(&mut buffers, HEADER);
         let is_ours = header.dst_cid == HOST_CID && header.kind == STREAM;
-        let is_whole = total(&data) == u64::from(header.len);
+        let is_whole = iovec::total(data) == len;
         let op = Op::of(header.op).filter(|_| is_whole);
         let number = is_ours.then(|| self.table.number(header.ports())).flatten();
         match (number, op) {
             (Some(number), Some(op)) if op != Op::Request => {
                 self.table.change(number, &mut self.watch, |connection| {
-                    connection.hear(op, &header, &data)
+                    connection.hear(op, &header, data)
                 })
             }
             (Some(number), _) => self.reset(number),

@@ -10,8 +10,7 @@ use std::time::Instant;
 use super::connection::{Connection, Fate};
 use super::packet::{HEADER_LEN, Header, Ports};
 use super::watch::Watch;
-use crate::io::buffers::put_front;
-use crate::mem::GuestSlice;
+use crate::iovec::{self, IoVec};
 
 /// The most connections at a time, with those that only have a rest to deliver.
 pub(super) const MAX_CONNECTIONS: usize = 1024;
@@ -176,11 +175,11 @@ impl Table {
     /// Puts the next packet into `buffers`, which have room for a header and some data; its length.
     pub(super) fn next_packet(
         &mut self,
-        buffers: &[GuestSlice<'_>],
+        buffers: &[IoVec<'_>],
         watch: &mut Watch,
     ) -> io::Result<Option<u32>> {
         if let Some(rst) = self.refusals.pop_front() {
-            put_front(buffers, &rst.to_bytes());
+            iovec::scatter(buffers, 0, &rst.to_bytes());
             return Ok(Some(HEADER_LEN));
         }
         while let Some(number) = self.line.pop_front() {
@@ -191,7 +190,7 @@ impl Table {
             let packet = connection.next_packet(buffers);
             if let Some(packet) = packet {
                 let header = connection.header(packet, self.guest_cid);
-                put_front(buffers, &header.to_bytes());
+                iovec::scatter(buffers, 0, &header.to_bytes());
             }
             // Behind the others, if it has more.
             self.settle(number, watch)?;

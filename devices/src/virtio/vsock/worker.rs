@@ -13,7 +13,7 @@ use super::muxer::Muxer;
 use super::packet::HEADER;
 use super::{RX, TX};
 use crate::io::QueueIo;
-use crate::io::buffers::total;
+use crate::iovec::{self, IoVec};
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
 /// The worker.
@@ -40,7 +40,8 @@ impl Worker {
                     self.unheard = false;
                     break;
                 };
-                self.muxer.hear(chain.readable).map_err(fault)?;
+                let buffers = chain.readable.iter().map(IoVec::new).collect();
+                self.muxer.hear(buffers).map_err(fault)?;
                 io.complete(TX, chain.head, 0)?;
             }
             self.fill(io)?;
@@ -56,12 +57,13 @@ impl Worker {
             let Some(chain) = io.pop(RX)? else {
                 break;
             };
-            if total(&chain.writable) <= HEADER as u64 {
+            let buffers: Vec<_> = chain.writable.iter().map(IoVec::new).collect();
+            if iovec::total(&buffers) <= HEADER {
                 // No driver gives so little; it gets it back unused.
                 io.complete(RX, chain.head, 0)?;
                 continue;
             }
-            match self.muxer.next_packet(&chain.writable).map_err(fault)? {
+            match self.muxer.next_packet(&buffers).map_err(fault)? {
                 Some(len) => io.complete(RX, chain.head, len)?,
                 None => {
                     io.unpop(RX)?;

@@ -1,10 +1,9 @@
 //! What a connection has for the guest: the answers and news that are due, and the host's data.
 
 use super::{Connection, Owed, Phase};
-use crate::io::buffers::part;
-use crate::mem::GuestSlice;
+use crate::iovec::{self, IoVec};
 use crate::virtio::vsock::packet::{Done, HEADER, HOST_CID, Header, Op, STREAM};
-use crate::virtio::vsock::stream::{self, Found, Vector};
+use crate::virtio::vsock::stream::{self, Found};
 
 /// What a packet for the guest is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl Connection {
 
     /// The next packet for the guest; its data, if any, is put into `buffers` behind the place of the
     /// header.
-    pub fn next_packet(&mut self, buffers: &[GuestSlice<'_>]) -> Option<Packet> {
+    pub fn next_packet(&mut self, buffers: &[IoVec<'_>]) -> Option<Packet> {
         for (due, op) in [(Owed::REQUEST, Op::Request), (Owed::RESPONSE, Op::Response)] {
             if self.owed.contains(due) {
                 self.owed -= due;
@@ -62,7 +61,7 @@ impl Connection {
     }
 
     /// Data from the socket, or the news of its end.
-    fn read(&mut self, buffers: &[GuestSlice<'_>]) -> Option<Packet> {
+    fn read(&mut self, buffers: &[IoVec<'_>]) -> Option<Packet> {
         loop {
             if self.told != self.host_done {
                 self.told = self.host_done;
@@ -76,8 +75,9 @@ impl Connection {
                 return None;
             }
             let limit = usize::try_from(free).unwrap_or(usize::MAX);
-            let mut vector: Vector<'_> = part(buffers, HEADER, limit).collect();
-            let found = stream::receive(&self.stream, &mut vector);
+            let mut room = buffers.to_vec();
+            iovec::truncate(&mut room, HEADER.saturating_add(limit));
+            let found = stream::receive(&self.stream, iovec::skip(&mut room, HEADER));
             self.readable = match found {
                 Ok(Found::Some(_)) => true,
                 Ok(Found::Last(_)) => self.end_announced,
