@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Settings;
 use crate::ctl::CtlArgs;
+use crate::matrix::TestArgs;
 
 /// A whole command line.
 #[derive(Debug, Parser)]
@@ -18,7 +19,7 @@ use crate::ctl::CtlArgs;
     name = "mvm",
     version,
     about = "Boots a Linux kernel in a KVM micro-VM",
-    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS] [-- COMMAND [ARG]...]\n       mvm doctor [--json]\n       mvm ctl SOCKET COMMAND",
+    override_usage = "mvm --kernel PATH [--rootfs IMAGE] [OPTIONS] [-- COMMAND [ARG]...]\n       mvm doctor [--json]\n       mvm ctl SOCKET COMMAND\n       mvm test FILE",
     after_help = "'mvm --help' has examples, the exit statuses and the keys at the terminal.",
     after_long_help = AFTER_LONG_HELP,
     args_conflicts_with_subcommands = true,
@@ -55,6 +56,15 @@ pub enum Command {
     /// Example: `mvm ctl vm.sock balloon 256M`. The exit status is 0 where the VM has done it, 125 where
     /// it has not.
     Ctl(CtlArgs),
+    /// Run many boots as tests: every combination of kernels, images, CPUs, commands
+    ///
+    /// FILE has settings as a --config file: those of [settings] are every case's, of those in [matrix]
+    /// each is a list, and every combination is a case; [[case]] tables, each with a name, are combined
+    /// with the matrix in turn. A case passes as the boot would that has status 0; without a timeout of
+    /// its own it has 5m. The exit status is 0 where all pass, 1 where one does not, 125 where the file
+    /// cannot be used or this host has no KVM for it, 128+N where signal N ended it. What a case that
+    /// does not pass leaves is run again with mvm --config DIR/CASE/settings.json.
+    Test(TestArgs),
 }
 
 /// `mvm doctor`.
@@ -152,7 +162,7 @@ fn in_one_line(error: &clap::Error) -> String {
                 return format!("'{word}' is for itself; leave out the options of a VM");
             }
             format!(
-                "unexpected argument '{word}'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor and ctl"
+                "unexpected argument '{word}'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor, ctl and test"
             )
         }
         ErrorKind::MissingRequiredArgument => {
@@ -230,7 +240,7 @@ mod tests {
             ("--kernel", "--kernel needs a value; see 'mvm --help'"),
             (
                 "vmlinux",
-                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor and ctl",
+                "unexpected argument 'vmlinux'; a kernel is given as --kernel PATH, a command for the guest after '--'; mvm's own are doctor, ctl and test",
             ),
             ("--mem 1G --mem 2G", "--mem is given twice"),
         ] {

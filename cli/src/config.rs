@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use log::LevelFilter;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm::config::{
     BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig,
@@ -25,7 +25,7 @@ use crate::watch::{KernelErrors, Pattern, Wanted};
 pub use file::FileError;
 
 /// Everything that can be set, none of it required yet.
-#[derive(Debug, Default, PartialEq, Eq, Args, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Args, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// Kernel: ELF vmlinux, PVH ELF or bzImage, told apart by content
@@ -234,7 +234,7 @@ fn cmdline_help() -> String {
 }
 
 /// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogLevel {
     /// Nothing.
@@ -467,7 +467,7 @@ impl Settings {
     }
 
     /// Takes relative paths to be relative to `base`.
-    fn relative_to(&mut self, base: &Path) {
+    pub fn relative_to(&mut self, base: &Path) {
         let files = [
             &mut self.kernel,
             &mut self.initrd,

@@ -10,6 +10,7 @@ mod emulation;
 mod host;
 mod keys;
 mod logging;
+mod matrix;
 mod policy;
 mod record;
 mod report;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     let done = match line.command {
         Some(Command::Doctor(args)) => doctor::run(&args).map_err(Into::into),
         Some(Command::Ctl(args)) => ctl::run(args).map_err(Into::into),
+        Some(Command::Test(args)) => matrix::run(&args, start).map_err(Into::into),
         None => boot(line.settings, line.config.as_deref(), start),
     };
     match done {

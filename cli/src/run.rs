@@ -20,7 +20,7 @@ use crate::keys::{self, Key, KeyFilter};
 use crate::logging::{self, LogError};
 use crate::policy::{Outcome, Policy};
 use crate::record::{Record, Start};
-use crate::report::{ReportError, Reports};
+use crate::report::{self, ReportError, ReportFiles};
 use crate::signals::Signals;
 use crate::software_kvm::{self, Unfit};
 use crate::streams;
@@ -72,13 +72,13 @@ pub enum RunError {
 /// Boots, waits for the end, reports, and gives the exit status.
 pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
     logging::start(run.log_level, run.log_file.as_deref())?;
-    let mut reports = Reports::open(&run.reports)?;
+    let reports = ReportFiles::open(&run.reports)?;
     let followed = !reports.is_empty() || !run.wanted.is_nothing();
     let mut record = Record::new(start, run.vm.clone(), run.wanted.clone());
     let result = boot(run, followed.then_some(&mut record));
     log::logger().flush();
     record.usage = Usage::now().unwrap_or_default();
-    reports.write(&record, result.as_ref())?;
+    reports.write(|format| report::compose(&record, result.as_ref(), format))?;
     result.map(|outcome| outcome.status)
 }
 

@@ -10,5 +10,7 @@ pub const TIMED_OUT: u8 = 124;
 pub const MVM_FAILED: u8 = 125;
 /// `mvm doctor` found that stock kernels do not boot here.
 pub const DOCTOR_UNFIT: u8 = 1;
+/// One of the cases of `mvm test` did not pass.
+pub const TEST_FAILED: u8 = 1;
 /// A signal ended the VM: this plus its number, as a shell has it.
 pub const SIGNAL_BASE: u8 = 128;

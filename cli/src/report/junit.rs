@@ -39,14 +39,16 @@ pub struct Case {
     pub output: String,
 }
 
-/// What became of a case.
+/// What became of a case: why in a line, and what there is to read.
 pub enum End {
     /// It passed.
     Passed,
-    /// It failed: why in a line, and what there is to read.
+    /// It failed.
     Failed(String, String),
     /// It could not be run.
     Error(String, String),
+    /// It was not run.
+    Skipped(String),
 }
 
 /// The whole file.
@@ -72,7 +74,7 @@ fn write_suite(xml: &mut Xml, suite: &Suite) -> io::Result<()> {
         ("tests", count(|_| true)),
         ("failures", count(|end| matches!(end, End::Failed(..)))),
         ("errors", count(|end| matches!(end, End::Error(..)))),
-        ("skipped", "0".to_owned()),
+        ("skipped", count(|end| matches!(end, End::Skipped(_)))),
         ("time", seconds(suite.time)),
         // Without fraction and zone, as the schema has it; it is UTC.
         ("timestamp", suite.started.chars().take(19).collect()),
@@ -126,6 +128,7 @@ fn write_case(xml: &mut Xml, class: &str, case: &Case) -> io::Result<()> {
             End::Passed => {}
             End::Failed(message, text) => write_end(xml, "failure", message, text)?,
             End::Error(message, text) => write_end(xml, "error", message, text)?,
+            End::Skipped(message) => write_end(xml, "skipped", message, "")?,
         }
         if !case.output.is_empty() {
             let output = clean(&case.output);
@@ -229,7 +232,7 @@ fn boot(report: &Report<'_>) -> Case {
     let (end, output) = match report.result {
         Ran::Passed => (End::Passed, errors),
         Ran::Failed => (End::Failed(message, errors + &tail), String::new()),
-        Ran::Error => (End::Error(message, errors + &tail), String::new()),
+        Ran::Error | Ran::Skipped => (End::Error(message, errors + &tail), String::new()),
     };
     Case {
         name: "boot".to_owned(),

@@ -4,16 +4,14 @@
 //! opened before the VM is made, so that a path that cannot be written is refused at once; an old report
 //! is emptied by that, and not mistaken for that of a run that was killed.
 
-mod junit;
+mod files;
+pub mod junit;
 mod path;
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::io;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use thiserror::Error;
+use serde::{Deserialize, Serialize};
 use vmm::ExitCounts;
 use vmm::config::VmConfig;
 
@@ -23,74 +21,19 @@ use crate::record::{Record, Stage};
 use crate::run::RunError;
 use crate::status;
 use crate::watch::{Sought, Trouble};
+pub use files::{ReportError, ReportFiles};
 pub use path::{Format, ReportPath};
 
-/// Why there is no report.
-#[derive(Debug, Error)]
-pub enum ReportError {
-    /// Its file cannot be made.
-    #[error("the report {} cannot be written: {source}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It cannot be written to its file.
-    #[error("the report {} cannot be written and is not complete: {source}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// The files of a run's reports.
-#[derive(Debug)]
-pub struct Reports(Vec<(ReportPath, File)>);
-
-impl Reports {
-    /// Makes the files, or empties those that are there.
-    pub fn open(paths: &[ReportPath]) -> Result<Self, ReportError> {
-        let open = |path: &ReportPath| match File::create(path.path()) {
-            Ok(file) => Ok((path.clone(), file)),
-            Err(source) => Err(ReportError::Open {
-                path: path.path().to_owned(),
-                source,
-            }),
-        };
-        paths.iter().map(open).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Whether nobody wants one.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Writes them all.
-    pub fn write(
-        &mut self,
-        record: &Record,
-        result: Result<&Outcome, &RunError>,
-    ) -> Result<(), ReportError> {
-        if self.is_empty() {
-            return Ok(());
-        }
-        let report = Report::new(record, result);
-        for (path, file) in &mut self.0 {
-            let written = match path.format() {
-                Format::Json => json(&report),
-                Format::JUnit => junit::of_run(&report),
-            };
-            written
-                .and_then(|text| file.write_all(text.as_bytes()))
-                .map_err(|source| ReportError::Write {
-                    path: path.path().to_owned(),
-                    source,
-                })?;
-        }
-        Ok(())
+/// The report of a run in this format.
+pub fn compose(
+    record: &Record,
+    result: Result<&Outcome, &RunError>,
+    format: Format,
+) -> io::Result<String> {
+    let report = Report::new(record, result);
+    match format {
+        Format::Json => json(&report),
+        Format::JUnit => junit::of_run(&report),
     }
 }
 
@@ -132,12 +75,17 @@ struct Report<'a> {
 }
 
 /// Whether it went well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Ran {
+pub enum Ran {
+    /// It did.
     Passed,
+    /// It did not.
     Failed,
+    /// It could not be run.
     Error,
+    /// It was not run, or not to its end: one of several that were interrupted.
+    Skipped,
 }
 
 #[derive(Debug, Serialize)]
@@ -233,7 +181,7 @@ impl<'a> Report<'a> {
             kernel_errors: kernel_errors.collect(),
             console_tail: match result {
                 Ran::Passed => Vec::new(),
-                Ran::Failed | Ran::Error => watch.tail().collect(),
+                _ => watch.tail().collect(),
             },
             exits: record.exits,
             usage: UsageReport {

@@ -112,7 +112,7 @@ fn a_run_that_mvm_failed_is_an_error() {
 #[test]
 fn a_path_that_cannot_be_written_is_named() {
     let path: ReportPath = "no/such/dir/out.json".parse().unwrap();
-    let error = Reports::open(&[path]).unwrap_err().to_string();
+    let error = ReportFiles::open(&[path]).unwrap_err().to_string();
     assert!(
         error.starts_with("the report no/such/dir/out.json cannot be written: No such file"),
         "{error}"
@@ -193,9 +193,10 @@ proptest! {
         let end = |number| match number {
             0 => End::Passed,
             1 => End::Failed(message.clone(), text.clone()),
-            _ => End::Error(message.clone(), text.clone()),
+            2 => End::Error(message.clone(), text.clone()),
+            _ => End::Skipped(message.clone()),
         };
-        let cases = (0..3).map(|number| Case {
+        let cases = (0..4).map(|number| Case {
             name: format!("a{name}"),
             time: Duration::from_millis(number),
             end: end(number),

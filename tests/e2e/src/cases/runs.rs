@@ -13,6 +13,7 @@ tests! { "runs":
     LONG stock_expected_line,
     LONG stock_hung_task_is_fatal,
     LONG stock_log_in,
+    LONG matrix,
     SHORT log_in,
     SHORT log_in_with_the_wrong_password,
     SHORT panic_that_stands_still_is_fatal,
@@ -98,6 +99,53 @@ fn log_in_with_the_wrong_password(context: &Context) -> Result<()> {
         outcome.stderr
     );
     outcome.says("Login incorrect")
+}
+
+/// Kernels, CPUs and commands; one of these fails.
+fn matrix(context: &Context) -> Result<()> {
+    let file = context.path("boots.toml");
+    let rootfs = context.rootfs()?;
+    let settings = format!(
+        "[settings]\nrootfs = '{},ro'\ninitrd = '{}'\nmem = '512M'\nkernel-errors = 'fatal'\n\
+         [matrix]\nkernel = ['{}', '{}']\ncommand = [['uname', '-r'], ['false']]\n",
+        rootfs.display(),
+        context.guest("initrd").display(),
+        context.guest("vmlinuz").display(),
+        context.guest("tiny-vmlinux").display(),
+    );
+    fs::write(&file, settings)?;
+    let (out, report) = (context.path("out"), context.path("boots.json"));
+    let outcome = context
+        .mvm()
+        .args(&format!("test {} -j 2", file.display()))
+        .args(&format!(
+            "--out {} --report {}",
+            out.display(),
+            report.display()
+        ))
+        .exits_with(1)?;
+    outcome.says("2 passed, 2 failed, 0 errors, 0 skipped")?;
+    let report: Value = serde_json::from_slice(&fs::read(&report)?)?;
+    let cases = report["cases"].as_array().context("no cases")?;
+    let ends: Vec<_> = cases
+        .iter()
+        .map(|case| (case["name"].as_str(), case["status"].as_u64()))
+        .collect();
+    let expected = [
+        ("kernel=vmlinuz command=uname -r", 0),
+        ("kernel=vmlinuz command=false", 1),
+        ("kernel=tiny-vmlinux command=uname -r", 0),
+        ("kernel=tiny-vmlinux command=false", 1),
+    ];
+    let expected = expected.map(|(name, status)| (Some(name), Some(status)));
+    ensure!(ends == expected, "{report:#}");
+    let console = out.join("kernel=vmlinuz_command=false/console.log");
+    let console = fs::read_to_string(console)?;
+    ensure!(
+        console.contains("Linux version"),
+        "the console is {console}"
+    );
+    Ok(())
 }
 
 fn expected_prompt(context: &Context) -> Result<()> {
