@@ -29,7 +29,7 @@ mod kernel;
 use card::Card;
 
 /// How long a server may take to answer on one interface.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often the client looks.
 const TICK: Duration = Duration::from_millis(2);
 
@@ -59,9 +59,11 @@ pub fn configure(dhcp: bool) -> Vec<String> {
         return warnings;
     }
     for name in names("/sys/class/net") {
-        // ARPHRD_ETHER, `include/uapi/linux/if_arp.h`.
-        let kind = read_at(CWD, &format!("/sys/class/net/{name}/type")).unwrap_or_default();
-        if line_of(&kind) != b"1" || kernel::has_address(&socket, &name) {
+        // ARPHRD_ETHER, `include/uapi/linux/if_arp.h`; what the kernel makes up has no device.
+        let interface = format!("/sys/class/net/{name}");
+        let kind = read_at(CWD, &format!("{interface}/type")).unwrap_or_default();
+        let is_card = line_of(&kind) == b"1" && !names(&format!("{interface}/device")).is_empty();
+        if !is_card || kernel::has_address(&socket, &name) {
             continue;
         }
         match ask(&socket, &name) {

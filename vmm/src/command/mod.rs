@@ -169,6 +169,9 @@ fn guest_spec(config: &VmConfig, command: &CommandConfig) -> Vec<u8> {
         let mode = if rootfs.read_only { "ro" } else { "rw" };
         put(key::ROOT, &format!("{mode}:/dev/vda"));
     }
+    if !config.nets.is_empty() {
+        put(key::DHCP, "on");
+    }
     command.words.iter().for_each(|word| put(key::ARG, word));
     command
         .env

@@ -2,14 +2,17 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use vmm::config::{DiskConfig, VmConfig};
+use probe::talk;
+use vmm::config::{DiskConfig, VmConfig, VsockConfig};
 use vmm::run::{Command, Status, Stdio};
-use vmm::{CommandEnd, ExitReason};
+use vmm::vsock::VsockError;
+use vmm::{CommandEnd, ExitReason, VmBuilder};
 
 use super::tests;
 use crate::context::Context;
@@ -20,17 +23,22 @@ tests! { "library":
     SHORT timeout_and_kill,
     SHORT crash,
     SHORT several_at_once_and_nothing_left,
+    SHORT vsock_of_the_embedder,
     SHORT command_example,
     SHORT custom_device_example,
 }
 
-fn command(context: &Context, program: &str) -> Command {
+fn guest(context: &Context) -> VmConfig {
     let mut config = VmConfig::new(context.guest("tiny-vmlinux"));
     config.rootfs = Some(DiskConfig {
         read_only: true,
         ..DiskConfig::new(context.guest("rootfs"))
     });
-    Command::new(config, program)
+    config
+}
+
+fn command(context: &Context, program: &str) -> Command {
+    Command::new(guest(context), program)
 }
 
 fn shell(context: &Context, text: &str) -> Command {
@@ -134,6 +142,45 @@ fn several_at_once_and_nothing_left(context: &Context) -> Result<()> {
         .filter(|name| name.trim() == "command")
         .collect();
     ensure!(left.is_empty(), "threads that are left: {left:?}");
+    Ok(())
+}
+
+/// Both sides connect to each other, with nothing in the file system.
+fn vsock_of_the_embedder(context: &Context) -> Result<()> {
+    const PORT: u32 = 1024;
+    let exchange =
+        |stream: UnixStream| thread::spawn(move || talk::exchange(stream.into(), 1, 7000));
+    let limit = context.deadline.saturating_duration_since(Instant::now());
+    let mut config = guest(context);
+    config.append = Some(format!("mvm.test=probe,vsock,both,3,5000,{PORT}"));
+    config.vsock = Some(VsockConfig::new(3));
+    let vm = VmBuilder::new(config).build()?;
+    let vsock = vm.handle().vsock().cloned().context("no vsock")?;
+    // Before the guest runs, so that its first connection finds somebody.
+    let listener = vsock.listen(PORT)?;
+    ensure!(matches!(vsock.listen(PORT), Err(VsockError::InUse(PORT))));
+    let running = vm.run()?;
+    let mut talks = Vec::new();
+    for _ in 0..3 {
+        talks.push(exchange(listener.accept(Some(limit))?));
+    }
+    // The guest connects at about the time it listens.
+    while talks.len() < 6 {
+        match vsock.connect(PORT, limit) {
+            Ok(stream) => talks.push(exchange(stream)),
+            Err(VsockError::Refused(PORT)) if Instant::now() < context.deadline => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for talk in talks {
+        let got = talk
+            .join()
+            .map_err(|_| anyhow::anyhow!("a talk panicked"))??;
+        ensure!(got == 5000, "{got} bytes");
+    }
+    ensure!(running.wait()?.reason == ExitReason::PoweredOff);
+    ensure!(matches!(listener.accept(None), Err(VsockError::Over)));
+    ensure!(matches!(vsock.connect(PORT, limit), Err(VsockError::Over)));
     Ok(())
 }
 
