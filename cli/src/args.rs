@@ -225,7 +225,7 @@ mod tests {
             ),
             (
                 "--disk a.img,rw",
-                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache",
+                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay",
             ),
             ("--cpus 300", "--cpus 300: 300 is not in 0..=255"),
             (

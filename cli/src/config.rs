@@ -71,7 +71,9 @@ pub struct Settings {
     ///
     /// `ro` keeps the guest from writing it and lets several VMs share it; `serial=TEXT` is what the guest
     /// reads as its id; `engine=auto|sync|io_uring` says how data is moved, `auto` being io_uring where the
-    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
+    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not; `overlay` keeps what
+    /// the guest writes in memory and `overlay=FILE` in a file, so that the image stays as it is and several
+    /// VMs can share it. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
     #[arg(
         long = "disk",
         value_name = "PATH[,ro][,KEY=VALUE]…",
@@ -489,7 +491,7 @@ impl Settings {
             .chain(console)
             .chain(reports)
             .chain(vsock);
-        for path in paths.chain(disks.map(|disk| &mut disk.path)) {
+        for path in paths.chain(disks.flat_map(DiskConfig::paths_mut)) {
             // An empty path is a mistake that joining would hide.
             if !path.as_os_str().is_empty() {
                 *path = base.join(&*path);

@@ -18,6 +18,7 @@ use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::{MachineEvents, serial};
 use devices::mem::GuestMemory;
 use devices::virtio::VirtioDevice;
+use devices::virtio::block::DiskControl;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
 use crate::catalog::{self, Controls};
@@ -245,6 +246,8 @@ impl Assembly {
                 exits: exits.clone(),
             })
             .collect();
+        // Everything has been checked: from here on images may change.
+        controls.disks.iter().try_for_each(DiskControl::begin)?;
         let machine = Machine {
             io,
             controls: Arc::new(controls),

@@ -8,6 +8,7 @@ mod net;
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
+use devices::virtio::block::DiskControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
@@ -25,6 +26,8 @@ pub(crate) struct Controls {
     pub balloon: Option<BalloonControl>,
     /// The vsock.
     pub vsock: Option<Vsock>,
+    /// The disks, the root file system first.
+    pub disks: Vec<DiskControl>,
     /// The network cards, in the order of the settings.
     pub nets: Vec<NetControl>,
 }
@@ -33,7 +36,11 @@ pub(crate) struct Controls {
 /// first of all.
 pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError> {
     let mut controls = Controls::default();
-    let mut devices = disk::open(config)?;
+    let mut devices = Devices::new();
+    for disk in disk::open(config)? {
+        controls.disks.push(disk.control());
+        devices.push(Box::new(disk));
+    }
     if !config.rng.off {
         devices.push(Box::new(Rng::default()));
     }

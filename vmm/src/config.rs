@@ -22,7 +22,7 @@ use thiserror::Error;
 
 pub use balloon::{BalloonConfig, BalloonError};
 pub use command::{CommandConfig, CommandError, TerminalSize};
-pub use disk::{Cache, DiskConfig, DiskError, Engine, SERIAL_MAX};
+pub use disk::{Cache, DiskConfig, DiskError, Engine, Overlay, SERIAL_MAX};
 pub use mac::{MacAddress, MacError};
 pub use net::{MAX_QUEUES, NetConfig, NetConfigError, NetKind};
 pub use rng::{RngConfig, RngError};
@@ -175,11 +175,12 @@ impl VmConfig {
         let disks: Vec<&DiskConfig> = self.rootfs.iter().chain(&self.disks).collect();
         for (at, disk) in disks.iter().enumerate() {
             disk.validate()?;
-            let shared = disks[..at]
-                .iter()
-                .find(|other| other.path == disk.path && !(other.read_only && disk.read_only));
-            if shared.is_some() {
-                return Err(ConfigError::DiskTwice(disk.path.clone()));
+            let others = || disks[..at].iter().flat_map(|other| other.files());
+            let twice = disk.files().find(|(path, writes)| {
+                others().any(|(other, other_writes)| other == *path && (*writes || other_writes))
+            });
+            if let Some((path, _)) = twice {
+                return Err(ConfigError::DiskTwice(path.to_owned()));
             }
         }
         Ok(())

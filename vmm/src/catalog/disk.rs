@@ -4,40 +4,44 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use devices::virtio::VirtioDevice;
-use devices::virtio::block::{self, Block, raw};
+use devices::virtio::block::{self, Block, Keep, Options};
 
-use super::Devices;
-use crate::config::{Cache, DiskConfig, Engine, VmConfig};
+use crate::config::{Cache, DiskConfig, Engine, Overlay, VmConfig};
 use crate::error::BuildError;
 
-/// All disks, the root file system first: opened, checked and locked.
-pub(super) fn open(config: &VmConfig) -> Result<Devices, BuildError> {
+/// All disks, the root file system first: opened, checked and locked. Nothing is changed yet.
+pub(super) fn open(config: &VmConfig) -> Result<Vec<Block>, BuildError> {
     let all: Vec<&DiskConfig> = config.rootfs.iter().chain(&config.disks).collect();
     for (index, disk) in all.iter().enumerate() {
         // Two writers of one file are also kept apart by its lock; this tells the user why.
-        let twice = |other: &&&DiskConfig| {
-            !(disk.read_only && other.read_only) && same_file(&disk.path, &other.path)
-        };
-        if all.iter().take(index).any(|other| twice(&other)) {
-            return Err(BuildError::ImageTwice(disk.path.clone()));
+        let others = || all.iter().take(index).flat_map(|other| other.files());
+        let twice = disk.files().find(|(path, writes)| {
+            others()
+                .any(|(other, other_writes)| (*writes || other_writes) && same_file(path, other))
+        });
+        if let Some((path, _)) = twice {
+            return Err(BuildError::ImageTwice(path.to_owned()));
         }
     }
-    all.into_iter()
-        .map(|disk| {
-            let options = raw::Options {
-                read_only: disk.read_only,
-                engine: engine(disk.engine),
-                cache: cache(disk.cache),
-            };
-            let image = raw::open(&disk.path, options)?;
-            let id = match &disk.serial {
-                Some(serial) => serial.clone(),
-                None => block::id_of(&disk.path),
-            };
-            Ok(Box::new(Block::new(image, &id)) as Box<dyn VirtioDevice>)
-        })
-        .collect()
+    all.into_iter().map(open_one).collect()
+}
+
+fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
+    let options = Options {
+        read_only: disk.read_only,
+        engine: engine(disk.engine),
+        cache: cache(disk.cache),
+        overlay: disk.overlay.as_ref().map(|overlay| match overlay {
+            Overlay::Memory => Keep::Memory,
+            Overlay::File(file) => Keep::File(file.clone()),
+        }),
+    };
+    let image = block::open(&disk.path, &options)?;
+    let id = match &disk.serial {
+        Some(serial) => serial.clone(),
+        None => block::id_of(&disk.path),
+    };
+    Ok(Block::new(image, &id))
 }
 
 fn engine(engine: Engine) -> block::Engine {
@@ -48,10 +52,10 @@ fn engine(engine: Engine) -> block::Engine {
     }
 }
 
-fn cache(cache: Cache) -> raw::Cache {
+fn cache(cache: Cache) -> block::Cache {
     match cache {
-        Cache::Writeback => raw::Cache::Writeback,
-        Cache::None => raw::Cache::None,
+        Cache::Writeback => block::Cache::Writeback,
+        Cache::None => block::Cache::None,
     }
 }
 

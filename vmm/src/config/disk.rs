@@ -1,7 +1,7 @@
 //! What a disk is made of, and its command-line form `PATH[,ro][,key=value]…`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,49 @@ pub struct DiskConfig {
     /// Whether the host's page cache is used.
     #[serde(default, skip_serializing_if = "is_default")]
     pub cache: Cache,
+    /// What the guest writes goes there, and the image stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
+}
+
+/// Where what the guest writes is kept, apart from the image. In a table it is `overlay = true` or
+/// `overlay = "FILE"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "OverlayForm", into = "OverlayForm")]
+pub enum Overlay {
+    /// In memory, as long as the VM lives.
+    Memory,
+    /// In a file, which is made if it does not exist.
+    File(PathBuf),
+}
+
+/// An overlay in a table.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum OverlayForm {
+    Switch(bool),
+    File(PathBuf),
+}
+
+impl TryFrom<OverlayForm> for Overlay {
+    type Error = &'static str;
+
+    fn try_from(form: OverlayForm) -> Result<Self, Self::Error> {
+        match form {
+            OverlayForm::Switch(true) => Ok(Self::Memory),
+            OverlayForm::Switch(false) => Err("overlay is true or a file; leave it out for none"),
+            OverlayForm::File(file) => Ok(Self::File(file)),
+        }
+    }
+}
+
+impl From<Overlay> for OverlayForm {
+    fn from(overlay: Overlay) -> Self {
+        match overlay {
+            Overlay::Memory => Self::Switch(true),
+            Overlay::File(file) => Self::File(file),
+        }
+    }
 }
 
 /// Whether a setting is what it is where nothing is said.
@@ -84,6 +127,16 @@ pub enum DiskError {
     /// The path is an empty string.
     #[error("the disk's path is empty; name an image file or a block device")]
     EmptyPath,
+    /// The overlay's path is an empty string.
+    #[error(
+        "the overlay of disk {0} has no name; write overlay=FILE, or overlay to keep it in memory"
+    )]
+    EmptyOverlay(String),
+    /// Nothing is written to a disk that is read-only.
+    #[error(
+        "disk {0} cannot be 'ro' and have an overlay, which is for what the guest writes; leave one out"
+    )]
+    ReadOnlyOverlay(String),
     /// A serial number of no bytes, or of too many.
     #[error("serial '{serial}' of disk {path} is {len} bytes; it can have 1 to {SERIAL_MAX}")]
     SerialLength {
@@ -113,7 +166,27 @@ impl DiskConfig {
             serial: None,
             engine: Engine::default(),
             cache: Cache::default(),
+            overlay: None,
         }
+    }
+
+    /// The files it needs, and whether it writes to each.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let writes = !self.read_only && self.overlay.is_none();
+        let overlay = self.overlay.as_ref().and_then(|overlay| match overlay {
+            Overlay::Memory => None,
+            Overlay::File(file) => Some((file.as_path(), true)),
+        });
+        std::iter::once((self.path.as_path(), writes)).chain(overlay)
+    }
+
+    /// The same, to be changed.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let overlay = self.overlay.as_mut().and_then(|overlay| match overlay {
+            Overlay::Memory => None,
+            Overlay::File(file) => Some(file),
+        });
+        std::iter::once(&mut self.path).chain(overlay)
     }
 
     /// Checks what can be known without opening the image.
@@ -124,10 +197,16 @@ impl DiskConfig {
         if self.path.as_os_str().is_empty() {
             return Err(DiskError::EmptyPath);
         }
+        let path = self.path.display().to_string();
+        if matches!(&self.overlay, Some(Overlay::File(file)) if file.as_os_str().is_empty()) {
+            return Err(DiskError::EmptyOverlay(path));
+        }
+        if self.read_only && self.overlay.is_some() {
+            return Err(DiskError::ReadOnlyOverlay(path));
+        }
         let Some(serial) = &self.serial else {
             return Ok(());
         };
-        let path = self.path.display().to_string();
         if !serial.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(DiskError::SerialCharacter {
                 serial: serial.escape_debug().to_string(),
@@ -159,6 +238,10 @@ impl FromStr for DiskConfig {
             serial: list.value("serial")?,
             engine: list.choice("engine")?,
             cache: list.choice("cache")?,
+            overlay: list.optional_value("overlay")?.map(|file| match file {
+                None => Overlay::Memory,
+                Some(file) => Overlay::File(file.into()),
+            }),
         };
         list.finish()?;
         disk.validate()?;
@@ -181,6 +264,13 @@ impl fmt::Display for DiskConfig {
         }
         if !is_default(&self.cache) {
             write!(f, ",cache={}", self.cache.name())?;
+        }
+        match &self.overlay {
+            None => {}
+            Some(Overlay::Memory) => f.write_str(",overlay")?,
+            Some(Overlay::File(file)) => {
+                write!(f, ",overlay={}", escape(&file.to_string_lossy()))?;
+            }
         }
         Ok(())
     }
@@ -209,6 +299,20 @@ mod tests {
                 },
             ),
             (
+                "a.img,overlay",
+                DiskConfig {
+                    overlay: Some(Overlay::Memory),
+                    ..DiskConfig::new("a.img")
+                },
+            ),
+            (
+                "a.img,overlay=b,,c",
+                DiskConfig {
+                    overlay: Some(Overlay::File("b,c".into())),
+                    ..DiskConfig::new("a.img")
+                },
+            ),
+            (
                 "a.img,ro,engine=io_uring,cache=none",
                 DiskConfig {
                     read_only: true,
@@ -232,7 +336,15 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay",
+            ),
+            (
+                "a.img,overlay=",
+                "the overlay of disk a.img has no name; write overlay=FILE, or overlay to keep it in memory",
+            ),
+            (
+                "a.img,ro,overlay",
+                "disk a.img cannot be 'ro' and have an overlay, which is for what the guest writes; leave one out",
             ),
             (
                 "a.img,engine=aio",

@@ -162,6 +162,17 @@ impl OptionList {
         item.value.map(Some).ok_or(ListError::MissingValue { key })
     }
 
+    /// Takes a key that may have a value: absent, bare, or with it.
+    ///
+    /// # Errors
+    /// [`ListError::Duplicate`].
+    pub fn optional_value(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<Option<String>>, ListError> {
+        Ok(self.take(key)?.map(|item| item.value))
+    }
+
     /// Takes `key=word`; absent is the default.
     ///
     /// # Errors

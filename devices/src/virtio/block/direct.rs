@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::iovec::{self, Buffers};
 
@@ -49,22 +49,10 @@ impl Alignment {
     }
 }
 
-/// statx(2), STATX_DIOALIGN, Linux 6.1: the answer, or none if the kernel or the file system gives none.
+/// statx(2), Linux 6.1: the answer, or none if the kernel or the file system gives none.
 fn ask(file: &File) -> Option<Option<Alignment>> {
-    let mut answer = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty C string, which with AT_EMPTY_PATH means the descriptor, and the kernel
-    // writes no more than a `statx` to the last argument. All zeroes is a valid one.
-    let answer = unsafe {
-        let failed = libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
-            answer.as_mut_ptr(),
-        );
-        (failed == 0).then(|| answer.assume_init())?
-    };
-    if answer.stx_mask & libc::STATX_DIOALIGN == 0 {
+    let answer = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    if !StatxFlags::from_bits_retain(answer.stx_mask).contains(StatxFlags::DIOALIGN) {
         return None;
     }
     let (memory, offset) = (answer.stx_dio_mem_align, answer.stx_dio_offset_align);

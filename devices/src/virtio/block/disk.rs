@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 
+use super::image::ImageError;
 use crate::mem::GuestSlice;
 
 /// Bytes in a sector, the unit of virtio-blk addresses whatever the block size (Virtio 1.2 §5.2.2).
@@ -86,6 +87,14 @@ pub enum Progress {
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Size and abilities.
     fn info(&self) -> DiskInfo;
+    /// Makes on disk what has to be there before the driver comes. Until then the disk has changed
+    /// nothing, so that everything else can be checked first.
+    ///
+    /// # Errors
+    /// Nothing can be stored.
+    fn begin(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
     /// Whether several lanes may be open at once; otherwise the next is opened when the last is gone.
     fn is_parallel(&self) -> bool {
         false

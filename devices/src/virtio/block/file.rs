@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::io::Errno;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_io_nr;
@@ -66,6 +68,37 @@ impl DiskFile {
             punch: AtomicBool::new(discard != Discard::Never),
             zero_range: AtomicBool::new(true),
         })
+    }
+
+    /// A file without a name, of `len` bytes, which is gone when it is closed.
+    pub(super) fn in_memory(len: u64) -> io::Result<Self> {
+        let file = File::from(memfd_create("mvm-overlay", MemfdFlags::CLOEXEC)?);
+        file.set_len(len)?;
+        Ok(Self {
+            file,
+            len,
+            block_size: 4096,
+            direct: None,
+            discard: Discard::Punch,
+            punch: AtomicBool::new(true),
+            zero_range: AtomicBool::new(false),
+        })
+    }
+
+    /// Changes the size.
+    pub(super) fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    /// Where the next bytes from `offset` on are that are not a hole; none if only a hole is left.
+    pub(super) fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            Err(Errno::NXIO) => Ok(None),
+            // A file system that does not know its holes has none to skip.
+            Err(Errno::INVAL) => Ok((offset < self.len).then_some(offset)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A file as it is, of which `len` bytes are used.

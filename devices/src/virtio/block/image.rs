@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::direct::Alignment;
 use super::disk::SECTOR;
+use super::overlay::format::FormatError;
 
 /// Why an image cannot be a disk. Each is one line with the remedy, if there is one.
 #[derive(Debug, Error)]
@@ -122,6 +123,32 @@ pub enum ImageError {
         len: u64,
         /// The size of a block.
         block: u64,
+    },
+    /// A file that should be an overlay and is not, or not a whole one.
+    #[error("{path} {source}")]
+    Overlay {
+        /// The overlay.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// An overlay that was made over something else.
+    #[error(
+        "{path} is an overlay of another image than {base}, or {base} was changed since; use the image it was made with, or another overlay"
+    )]
+    OtherBase {
+        /// The overlay.
+        path: PathBuf,
+        /// What it was to lie over.
+        base: PathBuf,
+    },
+    /// An overlay cannot be made.
+    #[error("{path}: no overlay can be made there: {source}")]
+    NoOverlay {
+        /// The overlay.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// Anything else.
     #[error("{path}: cannot be opened: {source}")]

@@ -50,6 +50,11 @@ impl Buffers {
         Self { vector, used: 0 }
     }
 
+    /// Bytes of ours. They must stay as long as the result is used, which is no longer than a call.
+    pub(super) fn of_bytes(bytes: &mut [u8]) -> Self {
+        Self::of(&[GuestSlice::from(bytes)])
+    }
+
     /// So many bytes, all of them zero, to write somewhere; at most 64 MiB.
     pub(super) fn of_zeroes(len: u64) -> Self {
         let mut left = usize::try_from(len).unwrap_or(usize::MAX);

@@ -1,13 +1,13 @@
 //! virtio-blk, Virtio 1.2 §5.2: the face of the device, and the rooms behind it.
 //!
 //! [`Block`] is what the driver sees beside its queue: capacity, limits, features. At DRIVER_OK it makes
-//! a worker, which an I/O thread owns until the reset. What the data is stored on is a [`disk::Disk`];
-//! [`raw`] is an image file or a block device as it is.
+//! a worker, which an I/O thread owns until the reset. What the data is stored on is a [`disk::Disk`],
+//! which [`open`] makes of an image.
 //!
 //! ```text
 //! queue ─► worker ─► disk::DiskLane ─► engine: sync, uring ─► file
 //!            │                            └─ asks the store where the bytes are
-//!          Block ──► disk::Disk ─────────► store: raw
+//!          Block ──► disk::Disk ─────────► store: raw, overlay over another
 //! ```
 //!
 //! The sector size told to the driver is always 512, as images are made for that; what suits the host
@@ -16,11 +16,11 @@
 //!
 //! ```
 //! use devices::virtio::VirtioDevice;
-//! use devices::virtio::block::{Block, raw};
+//! use devices::virtio::block::{Block, Options, open};
 //!
 //! # let image = tempfile::NamedTempFile::new()?;
 //! # image.as_file().set_len(1 << 20)?;
-//! let disk = raw::open(image.path(), raw::Options::default())?;
+//! let disk = open(image.path(), &Options::default())?;
 //! let device = Block::new(disk, "root");
 //! let mut capacity = [0; 8];
 //! device.read_config(0, &mut capacity);
@@ -42,6 +42,7 @@ use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind}
 use crate::io::QueueSet;
 use crate::rate::{Limiter, RateControl, Throttle};
 
+mod control;
 mod direct;
 pub mod disk;
 mod engine;
@@ -49,16 +50,21 @@ mod file;
 mod id;
 pub mod image;
 mod iovec;
-pub mod raw;
+mod open;
+mod overlay;
+mod raw;
 mod request;
 mod store;
 #[cfg(test)]
 mod tests;
 mod worker;
 
+pub use self::control::DiskControl;
 pub use self::engine::Engine;
 pub use self::id::id_of;
 pub use self::image::ImageError;
+pub use self::open::{Cache, Keep, Options, open};
+pub use self::overlay::format::FormatError;
 
 /// [`SECTOR`] as configuration space has it.
 const BLK_SIZE: u32 = 512;
@@ -93,6 +99,12 @@ impl Block {
             config: config_space(&info),
             limiter: Limiter::new(),
         }
+    }
+
+    /// Controls the disk from any thread.
+    #[must_use]
+    pub fn control(&self) -> DiskControl {
+        DiskControl::new(self.disk.clone())
     }
 
     /// Changes the limits on what the disk reads and writes, also while the device is in use.

@@ -5,51 +5,11 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
-use super::disk::{Disk, DiskInfo};
-use super::engine::Engine;
+use super::disk::DiskInfo;
 use super::file::DiskFile;
 use super::image::{Access, ImageError};
-use super::store::{Span, Store, StoredDisk};
-
-/// How an image is used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Options {
-    /// The guest may not write it, and others may read it.
-    pub read_only: bool,
-    /// Who moves the data.
-    pub engine: Engine,
-    /// Whether the host's page cache is used.
-    pub cache: Cache,
-}
-
-/// Whether the host's page cache stands between the guest and the disk. Either way a guest that flushes
-/// has its data on stable storage.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Cache {
-    /// It does: what was written is read from memory, also by other VMs.
-    #[default]
-    Writeback,
-    /// It does not (O_DIRECT): memory is spent once, in the guest.
-    None,
-}
-
-/// Opens and locks the raw image at `path`: exclusively, or shared with other readers if read-only.
-///
-/// # Errors
-/// See [`ImageError`]; the image is untouched.
-pub fn open(path: &Path, options: Options) -> Result<Arc<dyn Disk>, ImageError> {
-    options
-        .engine
-        .check()
-        .map_err(|source| ImageError::NoIoUring {
-            path: path.to_owned(),
-            source,
-        })?;
-    let store = Raw::open(path, options)?;
-    Ok(Arc::new(StoredDisk::new(store, options.engine)))
-}
+use super::store::{Place, Span, Store};
 
 /// The bytes of one file.
 #[derive(Debug)]
@@ -59,12 +19,9 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    fn open(path: &Path, options: Options) -> Result<Self, ImageError> {
-        let access = Access {
-            read_only: options.read_only,
-            direct: options.cache == Cache::None,
-        };
-        Ok(Self::of(DiskFile::open(path, access)?, options.read_only))
+    /// Opens and locks the image at `path`.
+    pub(super) fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+        Ok(Self::of(DiskFile::open(path, access)?, access.read_only))
     }
 
     pub(super) fn of(file: DiskFile, read_only: bool) -> Self {
@@ -81,7 +38,7 @@ impl Raw {
         }
     }
 
-    fn file(&self) -> &DiskFile {
+    fn only(&self) -> &DiskFile {
         let [file] = &self.files;
         file
     }
@@ -93,16 +50,20 @@ impl Store for Raw {
     }
 
     fn is_parallel(&self) -> bool {
-        self.info.read_only || self.file().exclusive_block().is_none()
+        self.info.read_only || self.only().exclusive_block().is_none()
     }
 
-    fn files(&self) -> &[DiskFile] {
-        &self.files
+    fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    fn file(&self, index: usize) -> Option<&DiskFile> {
+        self.files.get(index)
     }
 
     fn read(&self, offset: u64, len: u64, spans: &mut Vec<Span>) {
         spans.push(Span {
-            file: Some(0),
+            place: Place::File(0),
             offset,
             len,
         });
@@ -114,23 +75,23 @@ impl Store for Raw {
     }
 
     fn is_exclusive(&self, offset: u64, len: u64) -> bool {
-        let block = self.file().exclusive_block();
+        let block = self.only().exclusive_block();
         block.is_some_and(|block| !(offset | len).is_multiple_of(block))
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.file().discard(offset, len)
+        self.only().discard(offset, len)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        self.file().write_zeroes(offset, len, unmap)
+        self.only().write_zeroes(offset, len, unmap)
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file().sync()
+        self.only().sync()
     }
 
-    fn is_flushed_by_sync(&self) -> bool {
-        true
+    fn flushed_by_sync(&self) -> Option<usize> {
+        Some(self.files.len())
     }
 }

@@ -8,32 +8,53 @@ use std::sync::Arc;
 use super::disk::{Disk, DiskInfo, DiskLane};
 use super::engine::{self, Engine};
 use super::file::DiskFile;
+use super::image::ImageError;
 
 /// A run of bytes of the disk that lie together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
-    /// Which of the files they are in; bytes that are in none read as zeroes.
-    pub(super) file: Option<usize>,
+    /// What they are in.
+    pub(super) place: Place,
     /// Where in it.
     pub(super) offset: u64,
     /// How many.
     pub(super) len: u64,
 }
 
+/// What a span is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The file with this number.
+    File(usize),
+    /// Nothing: zeroes.
+    Zeroes,
+}
+
 /// A format, seen from an engine.
 ///
-/// An engine that has operations under way calls [`read`](Self::read) and [`write`](Self::write) when it
-/// starts one, and [`written`](Self::written) when a write has ended well.
+/// An engine calls [`read`](Self::read) and [`write`](Self::write) when it starts an operation, and
+/// [`written`](Self::written) when a write has ended well; it may have many under way.
 pub(super) trait Store: fmt::Debug + Send + Sync {
     /// Size and abilities.
     fn info(&self) -> DiskInfo;
+    /// Makes on disk what has to be there before the first operation. Does nothing the second time.
+    ///
+    /// # Errors
+    /// Nothing can be stored.
+    fn begin(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
     /// Whether lanes need not know of each other.
-    fn is_parallel(&self) -> bool;
-    /// The files that spans are in, always the same and in the same order.
-    fn files(&self) -> &[DiskFile];
+    fn is_parallel(&self) -> bool {
+        false
+    }
+    /// How many files spans may be in.
+    fn file_count(&self) -> usize;
+    /// The file with this number, always the same.
+    fn file(&self, index: usize) -> Option<&DiskFile>;
     /// The spans that hold a range, in order.
     fn read(&self, offset: u64, len: u64, spans: &mut Vec<Span>);
-    /// The spans that a range is to be written to, in order, all of them in files.
+    /// The spans that a range is to be written to, in order, none of them zeroes.
     ///
     /// # Errors
     /// There is no place for it.
@@ -45,34 +66,45 @@ pub(super) trait Store: fmt::Debug + Send + Sync {
         false
     }
     /// Forgets a range.
+    ///
+    /// # Errors
+    /// The host's.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a range read as zeroes.
+    ///
+    /// # Errors
+    /// The host's.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
     /// Makes everything durable that has been written.
+    ///
+    /// # Errors
+    /// It is not.
     fn flush(&self) -> io::Result<()>;
-    /// Whether [`flush`](Self::flush) would only sync the files, which an engine can do better.
-    fn is_flushed_by_sync(&self) -> bool;
+    /// How many files from the first on an engine would have to sync, where a flush is that and nothing
+    /// more.
+    fn flushed_by_sync(&self) -> Option<usize>;
 }
 
 /// A store and the kind of engine it is driven by.
 #[derive(Debug)]
-pub struct StoredDisk<S> {
-    store: Arc<S>,
+pub(super) struct StoredDisk {
+    store: Arc<dyn Store>,
     engine: Engine,
 }
 
-impl<S: Store> StoredDisk<S> {
-    pub(super) fn new(store: S, engine: Engine) -> Self {
-        Self {
-            store: Arc::new(store),
-            engine,
-        }
+impl StoredDisk {
+    pub(super) fn new(store: Arc<dyn Store>, engine: Engine) -> Self {
+        Self { store, engine }
     }
 }
 
-impl<S: Store + 'static> Disk for StoredDisk<S> {
+impl Disk for StoredDisk {
     fn info(&self) -> DiskInfo {
         self.store.info()
+    }
+
+    fn begin(&self) -> Result<(), ImageError> {
+        self.store.begin()
     }
 
     fn is_parallel(&self) -> bool {
@@ -80,6 +112,7 @@ impl<S: Store + 'static> Disk for StoredDisk<S> {
     }
 
     fn lane(&self, depth: u16) -> io::Result<Box<dyn DiskLane>> {
+        self.store.begin().map_err(io::Error::other)?;
         engine::lane(self.engine, &self.store, depth)
     }
 }

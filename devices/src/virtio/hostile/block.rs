@@ -7,7 +7,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::Attack;
 use super::case::{Case, Expect, Row, Scope, table};
 use super::subject::{QueuePlan, Quiet, Stage, Subject};
-use crate::virtio::block::{Block, Engine, raw};
+use crate::virtio::block::{Block, Engine, Options, open};
 use crate::virtio::testing::{Descriptor, Driver, END};
 
 use Expect::{Either, Fine, Reset};
@@ -54,11 +54,11 @@ fn stage(engine: Engine) -> Stage {
         written.expect("cannot write an image");
     }
     // The open file stays when its name goes.
-    let options = raw::Options {
+    let options = Options {
         engine,
-        ..raw::Options::default()
+        ..Options::default()
     };
-    let disk = raw::open(image.as_path(), options).expect("cannot open an image");
+    let disk = open(image.as_path(), &options).expect("cannot open an image");
     Stage {
         device: Box::new(Block::new(disk, "disk")),
         queues: vec![QueuePlan {

@@ -14,7 +14,7 @@ use super::mmio::{LEN, QUEUE_NOTIFY};
 use crate::bus::BusDevice;
 use crate::io::{IoHandle, IoThread, QueueIo, QueueSet};
 use crate::mem::GuestMemory;
-use crate::virtio::block::{Block, raw};
+use crate::virtio::block::{Block, Options, open};
 use crate::virtio::testing::reg::{
     CONFIG, DEVICE_AREA, DEVICE_FEATURES, DEVICE_FEATURES_SEL, INTERRUPT_ACK, INTERRUPT_STATUS,
     QUEUE_READY, QUEUE_SEL, QUEUE_SIZE, QUEUE_SIZE_MAX, STATUS,
@@ -79,7 +79,7 @@ impl Machine {
             let byte = u8::try_from(sector).unwrap();
             image.write_all(&[byte; 512]).unwrap();
         }
-        let disk = raw::open(image.path(), raw::Options::default()).unwrap();
+        let disk = open(image.path(), &Options::default()).unwrap();
         Self::new(
             &[io.handle()],
             memory(),

@@ -8,6 +8,7 @@ mod disk;
 mod end;
 mod library;
 mod net;
+mod overlay;
 mod refusals;
 mod rng;
 mod runs;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<Test> {
         rng::tests,
         balloon::tests,
         library::tests,
+        overlay::tests,
         refusals::tests,
         runs::tests,
         vsock::tests,

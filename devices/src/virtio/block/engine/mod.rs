@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::disk::DiskLane;
 use super::store::Store;
 
-mod sync;
+pub(super) mod sync;
 mod uring;
 
 /// Which engine moves the data of a disk.
@@ -36,9 +36,9 @@ impl Engine {
 }
 
 /// A lane of `store`, with at most `depth` operations under way.
-pub(super) fn lane<S: Store + 'static>(
+pub(super) fn lane(
     engine: Engine,
-    store: &Arc<S>,
+    store: &Arc<dyn Store>,
     depth: u16,
 ) -> io::Result<Box<dyn DiskLane>> {
     let sync = || -> Box<dyn DiskLane> { Box::new(sync::SyncLane::new(store.clone())) };

@@ -1,33 +1,32 @@
 //! The engine of plain system calls: every operation is done when it returns.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
-use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::iovec::Buffers;
-use crate::virtio::block::store::{Span, Store};
+use crate::virtio::block::store::{Place, Span, Store};
 
 /// A lane that waits for the host.
 #[derive(Debug)]
-pub(super) struct SyncLane<S> {
-    store: Arc<S>,
+pub(super) struct SyncLane {
+    store: Arc<dyn Store>,
 }
 
-impl<S: Store> SyncLane<S> {
-    pub(super) fn new(store: Arc<S>) -> Self {
+impl SyncLane {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
     }
 }
 
-impl<S: Store> DiskLane for SyncLane<S> {
+impl DiskLane for SyncLane {
     fn submit(&mut self, _tag: Tag, op: DiskOp<'_>) -> Progress {
         Progress::Done(execute(self.store.as_ref(), op))
     }
 }
 
 /// Does `op` and waits for it.
-pub(super) fn execute(store: &impl Store, op: DiskOp<'_>) -> io::Result<()> {
+pub(super) fn execute(store: &dyn Store, op: DiskOp<'_>) -> io::Result<()> {
     match op {
         DiskOp::Read { offset, buffers } => read(store, offset, Buffers::of(buffers)),
         DiskOp::Write {
@@ -52,13 +51,18 @@ pub(super) fn execute(store: &impl Store, op: DiskOp<'_>) -> io::Result<()> {
     }
 }
 
-fn read(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
+/// Fills `buffers` from `offset` of the disk.
+pub(in crate::virtio::block) fn read(
+    store: &dyn Store,
+    offset: u64,
+    mut buffers: Buffers,
+) -> io::Result<()> {
     let mut spans = Vec::new();
     store.read(offset, buffers.len(), &mut spans);
     transfer_all(store, false, spans, &mut buffers)
 }
 
-fn write(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
+fn write(store: &dyn Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
     let mut spans = Vec::new();
     let len = buffers.len();
     store.write(offset, len, &mut spans)?;
@@ -68,36 +72,42 @@ fn write(store: &impl Store, offset: u64, mut buffers: Buffers) -> io::Result<()
 }
 
 fn transfer_all(
-    store: &impl Store,
+    store: &dyn Store,
     write: bool,
     spans: Vec<Span>,
     buffers: &mut Buffers,
 ) -> io::Result<()> {
     for span in spans {
-        let file = span.file.and_then(|index| store.files().get(index));
-        transfer(file, write, span.offset, buffers.split(span.len))?;
+        transfer(store, write, span, buffers.split(span.len))?;
     }
     Ok(())
 }
 
-/// Moves the bytes of one span. Those that are in no file read as zeroes, and cannot be written.
+/// Moves the bytes of one span.
 pub(super) fn transfer(
-    file: Option<&DiskFile>,
+    store: &dyn Store,
     write: bool,
-    offset: u64,
+    span: Span,
     buffers: Buffers,
 ) -> io::Result<()> {
-    match (file, write) {
-        (Some(file), false) => file.read(offset, buffers),
-        (Some(file), true) => file.write(offset, buffers),
-        (None, false) => {
+    let offset = span.offset;
+    match (span.place, write) {
+        (Place::Zeroes, false) => {
             buffers.fill_zero();
             Ok(())
         }
-        (None, true) => Err(io::ErrorKind::NotFound.into()),
+        (Place::Zeroes, true) => Err(ErrorKind::InvalidInput.into()),
+        (Place::File(index), _) => {
+            let file = store.file(index).ok_or(ErrorKind::NotFound)?;
+            if write {
+                file.write(offset, buffers)
+            } else {
+                file.read(offset, buffers)
+            }
+        }
     }
 }
 
-fn flush_if(store: &impl Store, through: bool) -> io::Result<()> {
+fn flush_if(store: &dyn Store, through: bool) -> io::Result<()> {
     if through { store.flush() } else { Ok(()) }
 }

@@ -5,7 +5,19 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use crate::virtio::block::Engine;
 use crate::virtio::block::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
+
+/// The engines that this host has.
+pub(in crate::virtio::block) fn engines() -> Vec<Engine> {
+    match Engine::IoUring.check() {
+        Ok(()) => vec![Engine::Sync, Engine::IoUring],
+        Err(error) => {
+            eprintln!("skipped: io_uring, which this host does not have: {error}");
+            vec![Engine::Sync]
+        }
+    }
+}
 
 /// Operations that a lane can have under way.
 pub(in crate::virtio::block) const DEPTH: u16 = 8;

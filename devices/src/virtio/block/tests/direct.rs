@@ -8,14 +8,14 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 
-use super::bench::Bench;
-use super::raw::engines;
+use super::bench::{Bench, engines};
 use crate::virtio::block::direct::Alignment;
 use crate::virtio::block::disk::{Disk, DiskOp, Progress, SECTOR, Tag};
 use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::image::{Access, ImageError};
-use crate::virtio::block::raw::{Cache, Options, Raw, open};
+use crate::virtio::block::raw::Raw;
 use crate::virtio::block::store::StoredDisk;
+use crate::virtio::block::{Cache, Options, open};
 
 const DIRECT: Access = Access {
     read_only: false,
@@ -66,7 +66,7 @@ fn a_size_that_whole_blocks_do_not_make_is_refused() {
         ..Options::default()
     };
     // Whether blocks are larger here is the host's affair; either way it is one line.
-    if let Err(error) = open(image.path(), options) {
+    if let Err(error) = open(image.path(), &options) {
         let message = error.to_string();
         assert!(message.contains("cache=writeback"), "{message}");
         assert!(!message.contains('\n'), "{message}");
@@ -84,7 +84,7 @@ fn parts_of_one_block_written_at_once_all_arrive() {
             memory: 512,
             offset: 4096,
         });
-        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Raw::of(file, false), engine));
+        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(Raw::of(file, false)), engine));
         assert!(
             !disk.is_parallel(),
             "lanes would not see each other's writes"
@@ -222,7 +222,7 @@ proptest! {
                 let file = file.with_alignment(Alignment { memory, offset });
                 file.restrict(true, zero_range);
                 let store = Raw::of(file, false);
-                let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(store, engine));
+                let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
                 check(&disk, &steps);
             }
         }

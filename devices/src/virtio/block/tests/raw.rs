@@ -8,24 +8,13 @@ use std::sync::Arc;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use super::bench::{Bench, DEPTH};
-use crate::virtio::block::Engine;
+use super::bench::{Bench, DEPTH, engines};
 use crate::virtio::block::disk::{Disk, DiskInfo, DiskOp, Progress, SECTOR, Tag};
 use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::image::{Access, ImageError};
-use crate::virtio::block::raw::{Options, Raw, open};
+use crate::virtio::block::raw::Raw;
 use crate::virtio::block::store::StoredDisk;
-
-/// The engines that this host has.
-pub(super) fn engines() -> Vec<Engine> {
-    match Engine::IoUring.check() {
-        Ok(()) => vec![Engine::Sync, Engine::IoUring],
-        Err(error) => {
-            eprintln!("skipped: io_uring, which this host does not have: {error}");
-            vec![Engine::Sync]
-        }
-    }
-}
+use crate::virtio::block::{Engine, Options, open};
 
 /// An image of `sectors`, each byte its sector's number and one.
 fn image(sectors: u8) -> NamedTempFile {
@@ -41,7 +30,7 @@ fn disk(path: &Path, engine: Engine, read_only: bool) -> Arc<dyn Disk> {
         read_only,
         ..Options::default()
     };
-    open(path, options).unwrap()
+    open(path, &options).unwrap()
 }
 
 fn info(path: &Path, read_only: bool) -> DiskInfo {
@@ -205,7 +194,7 @@ fn through_and_flush_reach_fdatasync() {
             .open("/dev/null")
             .unwrap();
         let store = Raw::of(DiskFile::of(null, 1 << 20), false);
-        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(store, engine));
+        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
         let mut bench = Bench::new(&disk);
         let refused = |result: io::Result<()>| {
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL));
@@ -236,7 +225,7 @@ fn no_space_is_an_error() {
             .open("/dev/full")
             .unwrap();
         let store = Raw::of(DiskFile::of(full, 1 << 20), false);
-        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(store, engine));
+        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
         let mut bench = Bench::new(&disk);
         let error = bench.write(0, &[&[1; 512]]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
@@ -322,7 +311,7 @@ fn a_writer_is_alone_and_readers_share() {
             read_only,
             ..Options::default()
         };
-        open(file.path(), options)
+        open(file.path(), &options)
     };
     let locked = |result: Result<Arc<dyn Disk>, ImageError>| {
         assert!(
@@ -364,7 +353,7 @@ fn what_is_not_an_image_is_refused_untouched() {
                 read_only,
                 ..Options::default()
             };
-            let message = open(&path, options).unwrap_err().to_string();
+            let message = open(&path, &options).unwrap_err().to_string();
             assert!(message.contains(words), "{message}");
             assert!(
                 message.starts_with(&path.display().to_string()),

@@ -21,8 +21,9 @@ use std::sync::Arc;
 use self::ring::{Kind, Part, Ring};
 use super::sync;
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
+use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::iovec::Buffers;
-use crate::virtio::block::store::{Span, Store};
+use crate::virtio::block::store::{Place, Span, Store};
 
 mod ring;
 
@@ -62,8 +63,8 @@ enum Then {
 
 /// A lane with a ring of its own.
 #[derive(Debug)]
-pub(super) struct UringLane<S: Store> {
-    store: Arc<S>,
+pub(super) struct UringLane {
+    store: Arc<dyn Store>,
     ring: Ring,
     /// By tag.
     ops: Vec<Option<Op>>,
@@ -71,10 +72,13 @@ pub(super) struct UringLane<S: Store> {
     done: Vec<(Tag, io::Result<()>)>,
 }
 
-impl<S: Store> UringLane<S> {
+impl UringLane {
     /// A lane of `store` with at most `depth` operations under way.
-    pub(super) fn new(store: Arc<S>, depth: u16) -> io::Result<Self> {
-        let files: Vec<RawFd> = store.files().iter().map(|file| file.fd()).collect();
+    pub(super) fn new(store: Arc<dyn Store>, depth: u16) -> io::Result<Self> {
+        let files = (0..store.file_count())
+            .map(|index| Some(store.file(index)?.fd()))
+            .collect::<Option<Vec<RawFd>>>()
+            .ok_or(io::ErrorKind::NotFound)?;
         Ok(Self {
             ring: Ring::new(u32::from(depth).next_power_of_two(), &files)?,
             store,
@@ -112,8 +116,8 @@ impl<S: Store> UringLane<S> {
                 };
                 (Kind::Write, buffers)
             }
-            DiskOp::Flush if self.store.is_flushed_by_sync() => {
-                self.queue_syncs(tag, &mut begun);
+            DiskOp::Flush if let Some(files) = self.store.flushed_by_sync() => {
+                self.queue_syncs(files, tag, &mut begun);
                 return Ok(begun);
             }
             DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => {
@@ -140,20 +144,23 @@ impl<S: Store> UringLane<S> {
     ) {
         for span in spans {
             let part = buffers.split(span.len);
-            let files = self.store.files();
-            let result = match span.file.and_then(|index| files.get(index)) {
-                Some(file) if file.takes(span.offset, &part) => {
-                    self.ring.queue(Part {
-                        tag,
-                        kind,
-                        file: span.file.unwrap_or_default(),
-                        offset: span.offset,
-                        buffers: part,
-                    });
-                    op.parts += 1;
-                    Ok(())
-                }
-                file => sync::transfer(file, kind == Kind::Write, span.offset, part),
+            let file = match span.place {
+                Place::File(index) => index,
+                Place::Zeroes => usize::MAX,
+            };
+            let takes = |file: &DiskFile| file.takes(span.offset, &part);
+            let result = if self.store.file(file).is_some_and(takes) {
+                self.ring.queue(Part {
+                    tag,
+                    kind,
+                    file,
+                    offset: span.offset,
+                    buffers: part,
+                });
+                op.parts += 1;
+                Ok(())
+            } else {
+                sync::transfer(self.store.as_ref(), kind == Kind::Write, span, part)
             };
             if op.result.is_ok() {
                 op.result = result;
@@ -161,8 +168,8 @@ impl<S: Store> UringLane<S> {
         }
     }
 
-    fn queue_syncs(&mut self, tag: Tag, op: &mut Op) {
-        for file in 0..self.store.files().len() {
+    fn queue_syncs(&mut self, files: usize, tag: Tag, op: &mut Op) {
+        for file in 0..files {
             self.ring.queue(Part {
                 tag,
                 kind: Kind::Sync,
@@ -206,12 +213,14 @@ impl<S: Store> UringLane<S> {
         ) = (&op.result, then)
         {
             self.store.written(offset, len);
-            if through && self.store.is_flushed_by_sync() && !self.ring.is_broken() {
-                self.queue_syncs(tag, &mut op);
-                return self.keep(tag, op);
-            }
-            if through {
-                op.result = self.store.flush();
+            let by_sync = self.store.flushed_by_sync().filter(|files| *files > 0);
+            match by_sync {
+                Some(files) if through && !self.ring.is_broken() => {
+                    self.queue_syncs(files, tag, &mut op);
+                    return self.keep(tag, op);
+                }
+                _ if through => op.result = self.store.flush(),
+                _ => {}
             }
         }
         self.done.push((tag, op.result));
@@ -251,7 +260,7 @@ impl<S: Store> UringLane<S> {
     }
 }
 
-impl<S: Store> DiskLane for UringLane<S> {
+impl DiskLane for UringLane {
     fn submit(&mut self, tag: Tag, op: DiskOp<'_>) -> Progress {
         if self.ring.is_broken() {
             return Progress::Done(Err(io::Error::other("io_uring failed earlier")));
@@ -289,7 +298,7 @@ impl<S: Store> DiskLane for UringLane<S> {
 }
 
 /// What has been written is said to be, so that the store knows of it.
-impl<S: Store> Drop for UringLane<S> {
+impl Drop for UringLane {
     fn drop(&mut self) {
         self.quiesce();
     }
