@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,7 @@ pub struct Mvm<'a> {
     /// What comes after `--`.
     command: Vec<OsString>,
     reading_rest: Duration,
+    user: Option<u32>,
 }
 
 impl<'a> Mvm<'a> {
@@ -146,6 +147,7 @@ impl<'a> Mvm<'a> {
             append: Vec::new(),
             command: Vec::new(),
             reading_rest: Duration::ZERO,
+            user: None,
         }
     }
 
@@ -203,6 +205,13 @@ impl<'a> Mvm<'a> {
         self
     }
 
+    /// Runs it as another user, who is in the group of the same number and in no other.
+    #[must_use]
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// The arguments as they will be given.
     pub fn finish(&self) -> Vec<OsString> {
         let mut args = self.args.clone();
@@ -233,7 +242,11 @@ impl<'a> Mvm<'a> {
 
     /// Starts it with pipes on all three streams.
     pub fn spawn(&self) -> Result<Vm> {
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        let mut child = command
             .args(self.finish())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -20,7 +20,7 @@ tests! { "refusals":
 }
 
 /// Fails unless mvm says one line with this in it, and nothing on the console.
-fn refused(mvm: &Mvm<'_>, text: &str) -> Result<()> {
+pub fn refused(mvm: &Mvm<'_>, text: &str) -> Result<()> {
     let line = mvm.to_line();
     let outcome = mvm.exits_with(125).with_context(|| line.clone())?;
     let said = outcome.stderr.trim();
