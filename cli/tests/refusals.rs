@@ -98,11 +98,39 @@ fn values_that_mean_nothing() {
         ("--vsock", "cid=3", &["lacks its uds", "cid=3,uds=PATH"]),
         ("--vsock", "uds=v", &["lacks its cid", "cid=3,uds=PATH"]),
         ("--vsock", "cid=3,uds=", &["path", "empty"]),
+        ("--net", "mtu=1500", &["tap=NAME", "exactly one"]),
+        ("--net", "tap=a/b", &["'a/b' is not a tap's name"]),
+        ("--net", "tap=t,mac=01:00:00:00:00:00", &["multicast"]),
+        ("--net", "tap=t,mac=00:00:00:00:00:00", &["no card's"]),
+        (
+            "--net",
+            "tap=t,mac=02-00",
+            &["'02-00' is not a MAC address"],
+        ),
+        ("--net", "tap=t,mtu=0", &["'0'", "68 to 65521"]),
+        ("--net", "tap=t,queues=32", &["'32'", "1 to 31"]),
+        ("--net", "tap=t,queues=two", &["'two'", "1 to 31"]),
+        ("--net", "fd=three", &["'three'", "fd=3"]),
+        ("--net", "fd=3,queues=2", &["as many queue pairs as"]),
     ] {
         refused(&["--kernel", "vmlinux", option, value], parts);
     }
     let two_cpus = ["--kernel", "vmlinux", "--no-acpi", "--cpus", "2"];
     refused(&two_cpus, &["without ACPI"]);
+    for (one, other, parts) in [
+        ("tap=t0", "tap=t0", &["tap t0 is given twice"][..]),
+        ("fd=3", "fd=4:3", &["descriptor 3 is given twice"]),
+        (
+            "tap=t0,mac=02:00:00:00:00:01",
+            "tap=t1,mac=02:00:00:00:00:01",
+            &["02:00:00:00:00:01 is given twice"],
+        ),
+    ] {
+        refused(
+            &["--kernel", "vmlinux", "--net", one, "--net", other],
+            parts,
+        );
+    }
 }
 
 #[test]

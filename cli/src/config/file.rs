@@ -83,6 +83,7 @@ disk = ["a.img", { path = "b.img", serial = "b" }]
 rng = "off"
 balloon = "size=64M,deflate-on-oom=off"
 vsock = "cid=7,uds=v"
+net = ["tap=t0,mtu=9000,queues=2", { fd = 5, mac = "02:00:00:00:00:01" }]
 console = "file=boot.log"
 api = "vm.sock"
 timeout = "90s"
@@ -101,6 +102,7 @@ log-file = "mvm.log"
   "rng": { "off": true },
   "balloon": { "size": "64M", "deflate-on-oom": false },
   "vsock": { "cid": 7, "uds": "v" },
+  "net": [{ "tap": "t0", "mtu": 9000, "queues": 2 }, "fd=5,mac=02:00:00:00:00:01"],
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
   "report": ["out.xml", "out.json"],
   "console": "file=boot.log", "api": "vm.sock", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
@@ -128,6 +130,9 @@ log-file = "mvm.log"
                 uds: Some("v".into()),
                 ..VsockConfig::new(7)
             }),
+            nets: ["tap=t0,mtu=9000,queues=2", "fd=5,mac=02:00:00:00:00:01"]
+                .map(|card| card.parse().unwrap())
+                .into(),
             console: Some(ConsoleConfig::File("boot.log".into())),
             api: Some("vm.sock".into()),
             timeout: Some("90s".parse().unwrap()),
@@ -165,6 +170,17 @@ log-file = "mvm.log"
                 "rootfs = { path = \"a\", rw = true }",
                 1,
                 "unknown field `rw`",
+            ),
+            (
+                "net = [{ tap = \"t\", mac = \"ff:ff:ff:ff:ff:ff\" }]",
+                1,
+                "is a multicast address",
+            ),
+            ("net = [{ mtu = 1500 }]", 1, "give exactly one of them"),
+            (
+                "net = [{ tap = \"t\", queue = 2 }]",
+                1,
+                "unknown field `queue`",
             ),
             ("rootfs = 7", 1, "text as on the command line, or a table"),
             ("{ \"timeout\": \"5x\" }", 1, "'5x' is not a duration"),
