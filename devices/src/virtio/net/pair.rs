@@ -156,6 +156,18 @@ impl QueueWorker for PairWorker {
     }
 }
 
+/// The driver is done, or the VM is.
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let (received, sent) = (self.pair().received.read(), self.pair().sent.read());
+        log::info!(
+            "{}, queue pair {}: {received} received, {sent} sent",
+            self.shared.name,
+            self.index
+        );
+    }
+}
+
 impl Lane {
     fn pair(&self) -> &PairShared {
         &self.shared.pairs[usize::from(self.index)]

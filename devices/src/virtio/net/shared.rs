@@ -31,6 +31,21 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            frames,
+            bytes,
+            dropped,
+        } = self;
+        write!(f, "{frames} frames of {bytes} bytes")?;
+        match dropped {
+            0 => Ok(()),
+            _ => write!(f, " and {dropped} dropped"),
+        }
+    }
+}
+
 /// [`Traffic`] as its one writer counts it.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -51,7 +66,7 @@ impl Meter {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn read(&self) -> Traffic {
+    pub(super) fn read(&self) -> Traffic {
         Traffic {
             frames: self.frames.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
