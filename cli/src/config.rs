@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm::config::{
     BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig,
-    RngConfig, VmConfig, VsockConfig,
+    RngConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
 };
-use vmm::console::ConsoleConfig;
+use vmm::console::{ConsoleConfig, ConsoleEnd};
 
 use crate::duration::Limit;
 use crate::report::ReportPath;
@@ -123,14 +123,16 @@ pub struct Settings {
     )]
     #[serde(rename = "net", deserialize_with = "forms::list_of_text_or_table")]
     pub nets: Vec<NetConfig>,
-    /// Where the serial console goes [default: stdio]
+    /// Where the guest's console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
     /// pseudo-terminal for a terminal program to open; `unix=PATH` is a socket that one client at a time
-    /// connects to; `none` drops the output. Example: `--console file=boot.log`.
+    /// connects to; `none` drops the output. The console is the serial port; with `virtio,` before any of
+    /// these, or `virtio` alone, it is a virtio-console, which takes output a page at a time, follows the size
+    /// of the terminal, and needs its driver in the kernel (`console=hvc0`). Example: `--console virtio,file=boot.log`.
     #[arg(
         long,
-        value_name = "stdio|file=PATH|pty|unix=PATH|none",
+        value_name = "[virtio,]stdio|file=PATH|pty|unix=PATH|none",
         help_heading = "Running"
     )]
     pub console: Option<ConsoleConfig>,
@@ -230,8 +232,9 @@ pub struct Settings {
 
 fn cmdline_help() -> String {
     format!(
-        "Replace the default kernel command line\n\nThe default is '{DEFAULT_CMDLINE}'. What the \
-         devices need (such as root=) is still added."
+        "Replace the default kernel command line\n\nThe default is '{DEFAULT_CMDLINE}', and for \
+         --console virtio '{VIRTIO_CONSOLE_CMDLINE}'. What the devices need (such as root=) is still \
+         added."
     )
 }
 
@@ -346,12 +349,14 @@ impl Settings {
         vm.vsock = settings.vsock;
         vm.nets = settings.nets;
         let console = match (&vm.command, settings.console) {
-            (Some(_), None) => ConsoleConfig::None,
-            (Some(_), Some(ConsoleConfig::Stdio)) => return Err(SettingsError::ConsoleTaken),
+            (Some(_), None) => ConsoleEnd::None.into(),
+            (Some(_), Some(console)) if console.end == ConsoleEnd::Stdio => {
+                return Err(SettingsError::ConsoleTaken);
+            }
             (_, console) => console.unwrap_or_default(),
         };
         vm.validate()?;
-        let others_type = matches!(console, ConsoleConfig::Pty | ConsoleConfig::Unix(_));
+        let others_type = matches!(console.end, ConsoleEnd::Pty | ConsoleEnd::Unix(_));
         if settings.script.is_some() && others_type {
             return Err(SettingsError::ScriptConsole(console));
         }
@@ -479,8 +484,8 @@ impl Settings {
             &mut self.log_file,
         ];
         let disks = self.rootfs.iter_mut().chain(&mut self.disks);
-        let console = match &mut self.console {
-            Some(ConsoleConfig::File(path) | ConsoleConfig::Unix(path)) => Some(path),
+        let console = match self.console.as_mut().map(|console| &mut console.end) {
+            Some(ConsoleEnd::File(path) | ConsoleEnd::Unix(path)) => Some(path),
             _ => None,
         };
         let vsock = self.vsock.as_mut().and_then(|vsock| vsock.uds.as_mut());

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 use vmm::config::VmConfig;
-use vmm::console::{Console, ConsoleConfig, ConsoleError, InputFilter};
+use vmm::console::{Console, ConsoleConfig, ConsoleEnd, ConsoleError, InputFilter};
 use vmm::{BuildError, VmBuilder, VmError, events};
 
 use crate::api::{self, ApiError};
@@ -91,7 +91,7 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
     // What a script types into is no terminal of anybody's.
     let has_script = run.wanted.script.is_some();
     let console_at_terminal =
-        run.console == ConsoleConfig::Stdio && !has_script && io::stdin().is_terminal();
+        run.console.end == ConsoleEnd::Stdio && !has_script && io::stdin().is_terminal();
     let mut console = open_console(&run.console, console_at_terminal.then_some(&end_key))?;
     let mut typist = None;
     if has_script {
@@ -100,7 +100,7 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
         typist = Some(types);
     }
     let mut command_streams = None;
-    if run.console == ConsoleConfig::None && record.is_none() {
+    if run.console.end == ConsoleEnd::None && record.is_none() {
         speak_low(&mut run.vm);
     }
     if let Some(command) = &mut run.vm.command {
@@ -197,7 +197,7 @@ fn open_console(
     end_key: Option<&Arc<EndKey>>,
 ) -> Result<Console, ConsoleError> {
     let console = Console::open(config)?;
-    if let (ConsoleConfig::Pty, Some(path)) = (config, console.path()) {
+    if let (ConsoleEnd::Pty, Some(path)) = (&config.end, console.path()) {
         terminal::say(&format!("the console is {}", path.display()));
     }
     Ok(match end_key {

@@ -52,17 +52,16 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Watches the signals that end a VM, and those of job control where the terminal is raw.
+    /// Watches the signals that end a VM, and those of its terminal where it has one.
     ///
     /// A signal that was ignored when mvm started stays ignored: that is how nohup(1) and a shell's
     /// background jobs protect their children.
-    pub fn watch(job_control: bool) -> io::Result<Self> {
+    pub fn watch(at_terminal: bool) -> io::Result<Self> {
         let ending = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
-        let job = [SIGTSTP, SIGCONT, SIGWINCH]
-            .into_iter()
-            .filter(|_| job_control);
+        let terminal = [SIGTSTP, SIGCONT, SIGWINCH];
+        let terminal = terminal.into_iter().filter(|_| at_terminal);
         let mut wanted = Vec::with_capacity(7);
-        for signal in ending.into_iter().chain(job) {
+        for signal in ending.into_iter().chain(terminal) {
             if !is_ignored(signal)? {
                 wanted.push(signal);
             }

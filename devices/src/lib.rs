@@ -7,6 +7,7 @@
 //! The guest is hostile: nothing it writes may panic, hang or reach memory it was not given.
 
 pub mod bus;
+pub mod console;
 pub mod io;
 pub mod iovec;
 pub mod irq;

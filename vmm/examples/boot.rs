@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(image) = args.next() {
         config.rootfs = Some(image.to_string_lossy().parse::<DiskConfig>()?);
     }
-    let console = Console::open(&ConsoleConfig::Stdio)?;
+    let console = Console::open(&ConsoleConfig::default())?;
     let vm = VmBuilder::new(config).console(console).build()?;
     let exit = vm.run()?.wait()?;
     eprintln!("the guest ended: {:?}", exit.reason);

@@ -23,10 +23,10 @@ use devices::virtio::transport::mmio::{self, MmioTransport};
 
 use crate::catalog::{self, Controls};
 use crate::command::{self, CommandIo, CommandLine};
-use crate::config::{DEFAULT_CMDLINE, VmConfig};
-use crate::console::{AttachedConsole, Console};
+use crate::config::{DEFAULT_CMDLINE, VIRTIO_CONSOLE_CMDLINE, VmConfig};
+use crate::console::{AttachedConsole, Console, StartedConsole};
 use crate::error::{BuildError, VmError};
-use crate::events::EventSender;
+use crate::events::{EventNotes, EventSender};
 use crate::halt::HaltWatcher;
 use crate::kvm::vm::{KvmVm, refused};
 use crate::lifecycle::{Lifecycle, Machine, Vm};
@@ -66,7 +66,7 @@ impl VmBuilder {
         self
     }
 
-    /// Where the serial console goes.
+    /// The guest's console.
     #[must_use]
     pub fn console(mut self, console: Console) -> Self {
         self.console = console;
@@ -109,13 +109,23 @@ impl VmBuilder {
         } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
-        let (mut devices, controls) = catalog::open(&config)?;
+        let (mut devices, mut controls) = catalog::open(&config)?;
         devices.extend(own);
+        let notes = events.as_ref().map(EventSender::notes);
+        let mut console = console.start(events)?;
+        let default_cmdline = match console.device.take() {
+            None => DEFAULT_CMDLINE,
+            Some(device) => {
+                controls.console = Some(device.control());
+                devices.push(Box::new(device));
+                VIRTIO_CONSOLE_CMDLINE
+            }
+        };
         let slots: Vec<MmioSlot> = (0..devices.len()).filter_map(layout::virtio_slot).collect();
         if slots.len() < devices.len() {
             return Err(BuildError::TooManyDevices(devices.len()));
         }
-        let cmdline = cmdline(&config, acpi, &slots);
+        let cmdline = cmdline(&config, default_cmdline, acpi, &slots);
         let appended = match &config.command {
             Some(command) => command::initramfs(&config, command)?,
             None => Vec::new(),
@@ -143,7 +153,7 @@ impl VmBuilder {
             controls,
             io_threads: config.io_threads,
             console,
-            events,
+            notes,
             command,
             threads,
         }
@@ -159,8 +169,8 @@ struct Assembly {
     devices: Vec<Box<dyn VirtioDevice>>,
     controls: Controls,
     io_threads: u8,
-    console: Console,
-    events: Option<EventSender>,
+    console: StartedConsole,
+    notes: Option<EventNotes>,
     command: Option<CommandLine>,
     threads: Threads,
 }
@@ -175,13 +185,12 @@ impl Assembly {
             controls,
             io_threads,
             console,
-            events,
+            notes,
             mut command,
             threads,
         } = self;
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
-        let notes = events.as_ref().map(EventSender::notes);
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
         let io: Vec<IoThread> = (0..io_threads)
             .map(|number| spawn_io(number, &lifecycle, &threads))
@@ -190,7 +199,7 @@ impl Assembly {
 
         let mut pio = Bus::new();
         let AttachedConsole { port, input, guard } =
-            console.attach(kvm.line(layout::SERIAL_GSI)?, events)?;
+            console.attach(kvm.line(layout::SERIAL_GSI)?)?;
         pio.insert(layout::SERIAL_PORT.into(), serial::LEN, port)?;
         let mut inputs: Vec<IoTask> = input.into_iter().collect();
         if let Some(command) = &mut command {
@@ -308,13 +317,9 @@ fn uses_acpi(config: &VmConfig) -> bool {
 }
 
 /// The kernel command line: the user's or the default, what the machine needs, and the user's last word.
-fn cmdline(config: &VmConfig, acpi: bool, slots: &[MmioSlot]) -> String {
-    let mut words = vec![
-        config
-            .cmdline
-            .clone()
-            .unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
-    ];
+fn cmdline(config: &VmConfig, default: &str, acpi: bool, slots: &[MmioSlot]) -> String {
+    let start = config.cmdline.as_deref().unwrap_or(default);
+    let mut words = vec![start.to_owned()];
     if let Some(rootfs) = &config.rootfs {
         let mode = if rootfs.read_only { "ro" } else { "rw" };
         words.push(format!("root=/dev/vda {mode}"));

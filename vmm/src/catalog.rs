@@ -9,6 +9,7 @@ mod net;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use devices::virtio::block::DiskControl;
+use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
@@ -24,6 +25,8 @@ pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
 pub(crate) struct Controls {
     /// The memory balloon.
     pub balloon: Option<BalloonControl>,
+    /// The virtio-console.
+    pub console: Option<ConsoleControl>,
     /// The vsock.
     pub vsock: Option<Vsock>,
     /// The disks, the root file system first.

@@ -85,6 +85,11 @@ pub struct VmConfig {
 /// memory (the BIOS warm-boot flag at 0x472) by which a panic is told from a reboot without any driver.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=panic_warm panic=-1";
 
+/// The same where the console is a virtio-console. Linux is told of the serial port as a console for its
+/// early days (`earlycon`), which it leaves for `hvc0` once it has found that, saying nothing twice.
+pub const VIRTIO_CONSOLE_CMDLINE: &str =
+    "earlycon=uart8250,io,0x3f8 console=hvc0 reboot=panic_warm panic=-1";
+
 fn default_cpus() -> u8 {
     1
 }

@@ -7,7 +7,7 @@
 //! let mut config = VmConfig::new("vmlinux");
 //! config.rootfs = Some("img.ext4".parse::<DiskConfig>()?);
 //! let vm = vmm::VmBuilder::new(config)
-//!     .console(Console::open(&ConsoleConfig::Stdio)?)
+//!     .console(Console::open(&ConsoleConfig::default())?)
 //!     .build()?;
 //! let exit = vm.run()?.wait()?;
 //! println!("{:?}", exit.reason);

@@ -373,6 +373,13 @@ impl VmHandle {
         self.command.as_ref()
     }
 
+    /// Gives the guest's console so many columns and rows of characters. A serial console has no size.
+    pub fn resize_console(&self, cols: u16, rows: u16) {
+        if let Some(console) = &self.controls.console {
+            console.resize(cols, rows);
+        }
+    }
+
     /// Ends the VM now, whatever the guest does.
     pub fn stop(&self) {
         self.lifecycle.end(Ok(ExitReason::Stopped));

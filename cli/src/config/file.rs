@@ -70,7 +70,7 @@ mod tests {
     use super::*;
     use crate::config::{KernelErrors, LogLevel};
     use vmm::config::{BalloonConfig, DiskConfig, MemorySize, RngConfig, VsockConfig};
-    use vmm::console::ConsoleConfig;
+    use vmm::console::ConsoleEnd;
 
     const TOML: &str = r#"
 kernel = "vmlinux"
@@ -133,7 +133,7 @@ log-file = "mvm.log"
             nets: ["tap=t0,mtu=9000,queues=2", "fd=5,mac=02:00:00:00:00:01"]
                 .map(|card| card.parse().unwrap())
                 .into(),
-            console: Some(ConsoleConfig::File("boot.log".into())),
+            console: Some(ConsoleEnd::File("boot.log".into()).into()),
             api: Some("vm.sock".into()),
             timeout: Some("90s".parse().unwrap()),
             expect: vec!["login: $".parse().unwrap()],
@@ -211,7 +211,7 @@ log-file = "mvm.log"
         assert_eq!(settings.disks[0].path, dir.path().join("d.img"));
         assert_eq!(
             settings.console,
-            Some(ConsoleConfig::Unix(dir.path().join("s")))
+            Some(ConsoleEnd::Unix(dir.path().join("s")).into())
         );
         assert_eq!(settings.vsock.unwrap().uds, Some(dir.path().join("v")));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use thiserror::Error;
-use vmm::console::ConsoleConfig;
+use vmm::console::ConsoleEnd;
 
 use super::file::CaseSettings;
 use crate::config::{Run, SettingsError};
@@ -90,7 +90,7 @@ pub fn prepare(cases: Vec<CaseSettings>, out: &Path, jobs: usize) -> Result<Vec<
         let taken = |path: &Path| prepared.iter().any(|(case, _)| case.directory == path);
         let directory = directory(&out, &name, taken);
         settings.relative_to(&here);
-        settings.console = Some(ConsoleConfig::File(directory.join("console.log")));
+        settings.console = Some(ConsoleEnd::File(directory.join("console.log")).into());
         settings.reports = [directory.join("report.json").try_into()]
             .into_iter()
             .flatten()

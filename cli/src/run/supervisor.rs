@@ -57,6 +57,9 @@ impl Supervisor<'_> {
     /// Returns when the VM has ended.
     pub fn watch(&mut self, running: &Running) -> Result<(), RunError> {
         let handle = running.handle();
+        if self.terminal.is_some() {
+            resize(&handle);
+        }
         while !self.wait(running)? {
             let requests: Vec<Request> = self.signals.pending().collect();
             for request in requests {
@@ -64,7 +67,10 @@ impl Supervisor<'_> {
                     Request::PowerOff(signal) => self.obey(Event::Ask(signal), &handle),
                     Request::End(signal) => self.obey(Event::End(signal), &handle),
                     Request::Suspend => self.terminal.iter().for_each(RawTerminal::stop_process),
-                    Request::Resume => self.terminal.iter().for_each(RawTerminal::resume),
+                    Request::Resume => {
+                        self.terminal.iter().for_each(RawTerminal::resume);
+                        resize(&handle);
+                    }
                     Request::Resize => resize(&handle),
                 }
             }
@@ -141,9 +147,13 @@ impl Supervisor<'_> {
     }
 }
 
-/// Tells the guest's command of its terminal's new size.
+/// Gives the guest's console and its command the terminal's size.
 fn resize(handle: &VmHandle) {
-    if let (Some(command), Some(size)) = (handle.command(), terminal::size()) {
+    let Some(size) = terminal::size() else {
+        return;
+    };
+    handle.resize_console(size.columns, size.rows);
+    if let Some(command) = handle.command() {
         command.resize(size.columns, size.rows);
     }
 }

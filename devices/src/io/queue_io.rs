@@ -36,7 +36,7 @@ pub struct QueueIo<'m> {
     completed: QueueSet,
     /// Queues that were found empty, and got no chain since.
     empty: QueueSet,
-    /// Queues that a worker had to leave for want of budget.
+    /// Queues that a worker had to leave with chains in them, to be called again for them at once.
     cut_short: QueueSet,
     /// What may still be done in this event.
     budget: Budget,
@@ -127,7 +127,8 @@ impl<'m> QueueIo<'m> {
         self.empty
     }
 
-    /// The queues of which [`pop`](Self::pop) gave `None` only because this event has had its share.
+    /// The queues of which [`pop`](Self::pop) gave `None` only because this event has had its share, or
+    /// for which the worker wants to [come again](Self::come_again).
     #[must_use]
     pub fn cut_short(&self) -> QueueSet {
         self.cut_short
@@ -143,6 +144,13 @@ impl<'m> QueueIo<'m> {
     #[must_use]
     pub fn features(&self) -> Features {
         self.features
+    }
+
+    /// Whether the driver uses `queue`. One that it has not set up cannot be popped.
+    #[must_use]
+    pub fn is_ready(&self, queue: QueueIndex) -> bool {
+        let queue = self.queues.get(usize::from(queue.0));
+        queue.is_some_and(QueueT::ready)
     }
 
     /// The next chain the driver made available in `queue`, or `None` if there is none, or if this
@@ -247,6 +255,12 @@ impl<'m> QueueIo<'m> {
         self.queue(queue)?.go_to_previous_position();
         self.empty.remove(queue);
         Ok(())
+    }
+
+    /// Has the worker called for `queue` again, after the other devices of its thread had their turn: for
+    /// one that stops because this event has done enough, whatever it counts.
+    pub fn come_again(&mut self, queue: QueueIndex) {
+        self.cut_short.insert(queue);
     }
 
     /// Gives chain `head` of `queue` back to the driver, with `len` bytes written into it. Whether the

@@ -17,6 +17,7 @@ use crate::io::{QueueIo, QueueSet};
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 mod errors;
 #[cfg(any(test, feature = "testing"))]
 pub mod hostile;

@@ -18,7 +18,7 @@ use rustix::termios::{
 };
 
 use crate::context::Context;
-use crate::vm::{Mvm, Outcome, Stream, Transcript, wait_until};
+use crate::vm::{Mvm, Outcome, Stream, Transcript, until, wait_until};
 
 /// A run of `mvm` at a terminal of its own.
 #[derive(Debug)]
@@ -123,6 +123,15 @@ impl TerminalVm {
     /// Types.
     pub fn type_in(&mut self, keys: &[u8]) -> Result<()> {
         Ok(self.master.write_all(keys)?)
+    }
+
+    /// Types the same thing again and again until this is on the screen.
+    pub fn asks_until(&mut self, keys: &[u8], text: &str) -> Result<()> {
+        let (transcript, deadline) = (self.transcript.clone(), self.deadline);
+        until(deadline, text, || {
+            self.type_in(keys)?;
+            Ok(transcript.stdout().contains(text))
+        })
     }
 
     /// Sends a signal to `mvm` alone.

@@ -77,7 +77,7 @@ impl CommandLine {
             source,
         })?;
         let console = Console::from_parts(Some(input.into()), Box::new(output));
-        let AttachedConsole { port, input, guard } = console.attach(line, None)?;
+        let AttachedConsole { port, input, guard } = console.start(None)?.attach(line)?;
         self.guard = Some(guard);
         Ok((port, input))
     }

@@ -1,16 +1,21 @@
-//! The host's end of the serial console: where a guest's output goes and its input comes from.
+//! A guest's console: where its output goes and its input comes from.
 //!
 //! A [`Console`] is opened before the VM is made, so that everything that can be wrong with it is said
-//! before anything runs. [`Console::attach`] then puts a 16550A in front of it and gives three things to
-//! three owners: the port to the bus, the input to the I/O thread, and a [`ConsoleGuard`] to the VM,
-//! which flushes and ends the console when the VM has ended.
+//! before anything runs. The VM then puts its ports in front of it: a 16550A in any case, and a
+//! virtio-console if it is one.
 //!
 //! ```text
-//! vCPU threads ─► SerialPort ─┬► ring ─► writer thread ─► file, terminal, pipe, client
-//!                     ▲       └► ring ─► tap thread ─► lines, for whoever takes the VM's events
-//! I/O thread ─────────┘◄─ filter ◄───────────────────── terminal, pipe, client
+//! vCPU threads ─► SerialPort ───┬─┬► ring ─► writer thread ─► file, terminal, pipe, client
+//!                     ▲         │ └► ring ─► tap thread ─► lines, for whoever takes the VM's events
+//! I/O thread ── virtio-console ─┘
+//!                     ▲
+//! I/O thread ─────────┴◄─ filter ◄────────────────────── terminal, pipe, client
 //! ```
+//! A full ring makes a vCPU wait at the serial port, and a guest at its virtio-console: an I/O thread
+//! never waits.
 
+mod attach;
+mod bell;
 mod config;
 mod consumer;
 mod error;
@@ -26,23 +31,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use devices::irq::IrqLine;
-pub use devices::legacy::serial::InputFilter;
-use devices::legacy::serial::{InputQueue, SerialInput, SerialPort};
-use event_manager::MutEventSubscriber;
+pub use devices::console::InputFilter;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-pub use self::config::{ConsoleConfig, ConsoleConfigError};
+pub(crate) use self::attach::{AttachedConsole, ConsoleGuard, StartedConsole};
+pub use self::config::{ConsoleConfig, ConsoleConfigError, ConsoleEnd, ConsolePort};
 use self::consumer::{Consumer, Custom, Descriptor, Policy};
 pub use self::error::ConsoleError;
 use self::pty::Pty;
-use self::sink::{Sink, SinkWriter};
-use self::tap::Tap;
-use self::unix::{Slot, SocketInput, SocketOutput};
-use crate::events::EventSender;
+use self::unix::{Slot, SocketOutput};
 use crate::socket::{self, SocketFile};
 
 /// How long the end of a VM waits for the reader of its console, unless told otherwise.
@@ -85,6 +85,7 @@ pub struct Console {
     output: Option<Output>,
     filter: Option<InputFilter>,
     keep: Keep,
+    port: ConsolePort,
 }
 
 impl fmt::Debug for Console {
@@ -94,6 +95,7 @@ impl fmt::Debug for Console {
             .field("output", &self.output.as_ref().map(|output| &output.name))
             .field("filter", &self.filter.is_some())
             .field("keep", &self.keep)
+            .field("port", &self.port)
             .finish()
     }
 }
@@ -104,18 +106,19 @@ impl Console {
     /// # Errors
     /// Says in one line what is in the way, and the remedy.
     pub fn open(config: &ConsoleConfig) -> Result<Self, ConsoleError> {
-        match config {
-            ConsoleConfig::Stdio => Self::stdio(),
-            ConsoleConfig::File(path) => Self::file(path),
-            ConsoleConfig::Pty => Self::pty().map_err(ConsoleError::Pty),
-            ConsoleConfig::Unix(path) => Self::unix(path),
-            ConsoleConfig::None => Ok(Self::none()),
-        }
+        let console = match &config.end {
+            ConsoleEnd::Stdio => Self::stdio(),
+            ConsoleEnd::File(path) => Self::file(path),
+            ConsoleEnd::Pty => Self::pty().map_err(ConsoleError::Pty),
+            ConsoleEnd::Unix(path) => Self::unix(path),
+            ConsoleEnd::None => Ok(Self::none()),
+        };
+        console.map(|console| console.with_port(config.port))
     }
 
     /// An embedder's own: input from any descriptor, output to any writer, which is called on the
-    /// console's own thread and may block for as long as it likes. While it does, the guest goes on;
-    /// see [`ConsoleGuard::close`] for the end.
+    /// console's own thread and may block for as long as it likes. While it does, the guest goes on; the
+    /// end of the VM waits for it, up to [`FLUSH_LIMIT`].
     #[must_use]
     pub fn from_parts(input: Option<OwnedFd>, output: Box<dyn Write + Send>) -> Self {
         Self::new(
@@ -137,6 +140,7 @@ impl Console {
             output: None,
             filter: None,
             keep: Keep::Nothing,
+            port: ConsolePort::Serial,
         }
     }
 
@@ -144,6 +148,13 @@ impl Console {
     #[must_use]
     pub fn with_input(mut self, input: OwnedFd) -> Self {
         self.input = Input::Descriptor(input);
+        self
+    }
+
+    /// What the console is for the guest; a serial port unless this says otherwise.
+    #[must_use]
+    pub fn with_port(mut self, port: ConsolePort) -> Self {
+        self.port = port;
         self
     }
 
@@ -166,57 +177,13 @@ impl Console {
         }
     }
 
-    /// Puts a serial port that interrupts on `line` in front of this console, and starts its writer
-    /// thread. What the guest prints also goes to `events`, line by line.
-    ///
-    /// # Errors
-    /// Fails if the host has no eventfd or thread left.
-    pub fn attach(
-        self,
-        line: Arc<dyn IrqLine>,
-        events: Option<EventSender>,
-    ) -> Result<AttachedConsole, ConsoleError> {
-        let mut sinks = Vec::with_capacity(2);
-        if let Some(Output {
-            consumer,
-            policy,
-            name,
-        }) = self.output
-        {
-            sinks
-                .push(Sink::start("console", consumer, policy, name).map_err(ConsoleError::Start)?);
-        }
-        if let Some(events) = events {
-            let tap = Box::new(Tap::new(events));
-            let name = "the VM's events".to_owned();
-            sinks.push(Sink::start("tap", tap, tap::POLICY, name).map_err(ConsoleError::Start)?);
-        }
-        let writer = Writers(sinks.iter().map(Sink::writer).collect());
-        let port = Arc::new(SerialPort::new(line, Box::new(writer)).map_err(ConsoleError::Start)?);
-        let queue = InputQueue::new(Arc::clone(&port), self.filter);
-        let input: Option<Box<dyn MutEventSubscriber + Send>> = match self.input {
-            Input::Nowhere => None,
-            Input::Descriptor(fd) => Some(Box::new(SerialInput::new(queue, fd))),
-            Input::Clients(listener, slot) => {
-                Some(Box::new(SocketInput::new(listener, slot, queue)))
-            }
-        };
-        Ok(AttachedConsole {
-            port,
-            input,
-            guard: ConsoleGuard {
-                sinks,
-                keep: self.keep,
-            },
-        })
-    }
-
     fn new(input: Input, output: Output, keep: Keep) -> Self {
         Self {
             input,
             output: Some(output),
             filter: None,
             keep,
+            port: ConsolePort::Serial,
         }
     }
 
@@ -297,86 +264,6 @@ impl Console {
             },
             Keep::Socket(file),
         ))
-    }
-}
-
-/// Where the port's output goes: nowhere, to the console, to the tap, or to both.
-struct Writers(Vec<SinkWriter>);
-
-impl Write for Writers {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for writer in &mut self.0 {
-            writer.write_all(bytes)?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A console in front of a guest, for its three owners.
-pub struct AttachedConsole {
-    /// For the bus.
-    pub port: Arc<SerialPort>,
-    /// For the I/O thread, if there is any input.
-    pub input: Option<Box<dyn MutEventSubscriber + Send>>,
-    /// For the VM, to end it with.
-    pub guard: ConsoleGuard,
-}
-
-impl fmt::Debug for AttachedConsole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttachedConsole")
-            .field("port", &self.port)
-            .field("input", &self.input.is_some())
-            .field("guard", &self.guard)
-            .finish()
-    }
-}
-
-/// Ends a console: what the guest has said is written out, its thread is joined, its socket removed.
-///
-/// Dropping it closes it with [`FLUSH_LIMIT`].
-#[derive(Debug)]
-pub struct ConsoleGuard {
-    sinks: Vec<Sink>,
-    keep: Keep,
-}
-
-impl ConsoleGuard {
-    /// Lets go of any vCPU that waits for the console's reader, and makes none wait from now on. To be
-    /// called before vCPU threads are stopped and joined; what they have said is not lost by it.
-    pub fn release_vcpus(&self) {
-        self.sinks.iter().for_each(Sink::release);
-    }
-
-    /// Gives the reader up to `limit` to take what is there, then lets go. The writer thread is left
-    /// behind only if it is stuck in an embedder's writer (or in a write that the system has promised
-    /// not to block). Where it is not known that anybody reads (`pty`, `unix`), the wait is shorter.
-    pub fn close(mut self, limit: Duration) {
-        self.end(limit);
-    }
-
-    fn end(&mut self, limit: Duration) {
-        let sinks = std::mem::take(&mut self.sinks);
-        if sinks.is_empty() {
-            return;
-        }
-        let start = Instant::now();
-        for mut sink in sinks {
-            sink.close(limit.saturating_sub(start.elapsed()));
-        }
-        if let Keep::Slave(slave) = &self.keep {
-            slave.part();
-        }
-    }
-}
-
-impl Drop for ConsoleGuard {
-    fn drop(&mut self) {
-        self.end(FLUSH_LIMIT);
     }
 }
 

@@ -9,14 +9,17 @@ use std::thread;
 use std::time::Instant;
 
 use devices::bus::BusDevice;
-use event_manager::{EventManager, SubscriberOps};
+use devices::legacy::serial::SerialPort;
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use rustix::fs::CWD;
 use tempfile::TempDir;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::events::EventSender;
 use crate::events::{self, EventKind};
 
+mod polite;
 mod socket;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -37,7 +40,8 @@ impl Machine {
 
     fn followed(console: Console, events: Option<EventSender>) -> Self {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let AttachedConsole { port, input, guard } = console.attach(line, events).unwrap();
+        let AttachedConsole { port, input, guard } =
+            console.start(events).unwrap().attach(line).unwrap();
         let mut events = Loop::new().unwrap();
         if let Some(input) = input {
             events.add_subscriber(input);
@@ -119,7 +123,7 @@ fn dir() -> TempDir {
 }
 
 fn file(path: impl Into<PathBuf>) -> Result<Console, ConsoleError> {
-    Console::open(&ConsoleConfig::File(path.into()))
+    Console::open(&ConsoleEnd::File(path.into()).into())
 }
 
 /// The refusal, which must be one line and give a cause.
@@ -131,7 +135,7 @@ fn refusal(result: Result<Console, ConsoleError>) -> String {
 
 #[test]
 fn none_drops_output_and_has_no_input() {
-    let mut machine = Machine::new(Console::open(&ConsoleConfig::None).unwrap());
+    let mut machine = Machine::new(Console::open(&ConsoleEnd::None.into()).unwrap());
     machine.print(b"hello");
     assert_eq!(machine.settle(), 0);
     machine.end();
@@ -206,7 +210,7 @@ fn files_are_refused_with_a_remedy() {
 
 #[test]
 fn a_pty_works_both_ways() {
-    let console = Console::open(&ConsoleConfig::Pty).unwrap();
+    let console = Console::open(&ConsoleEnd::Pty.into()).unwrap();
     let path = console.path().unwrap().to_owned();
     let mut machine = Machine::new(console);
     // Said while nobody was there.
@@ -231,7 +235,7 @@ fn a_pty_works_both_ways() {
 
 #[test]
 fn a_pty_that_nobody_reads_does_not_stop_the_guest() {
-    let console = Console::open(&ConsoleConfig::Pty).unwrap();
+    let console = Console::open(&ConsoleEnd::Pty.into()).unwrap();
     let path = console.path().unwrap().to_owned();
     let mut machine = Machine::new(console);
     let start = Instant::now();
@@ -256,7 +260,7 @@ fn a_pty_that_nobody_reads_does_not_stop_the_guest() {
 #[test]
 fn whoever_follows_the_events_gets_every_line_also_where_the_console_has_no_reader() {
     let dir = dir();
-    let console = Console::open(&ConsoleConfig::Unix(dir.path().join("socket"))).unwrap();
+    let console = Console::open(&ConsoleEnd::Unix(dir.path().join("socket")).into()).unwrap();
     let (sender, events) = events::channel().unwrap();
     let machine = Machine::followed(console, Some(sender));
     let follower = thread::spawn(move || {

@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use devices::legacy::serial::InputQueue;
+use devices::console::InputQueue;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendFlags, send};

@@ -2,8 +2,7 @@
 //!
 //! The registers are vm-superio's `Serial`; [`SerialPort`] puts it on a bus, in between a guest and two
 //! host ends. What the guest sends goes to a plain writer, which decides how long a vCPU may wait. What
-//! the guest receives comes from a subscriber of the I/O loop: [`SerialInput`] for a descriptor, or any
-//! other that feeds an [`InputQueue`].
+//! the guest receives comes from a subscriber of the I/O loop that feeds the port's [`Receiver`].
 //!
 //! ```text
 //! vCPU threads                                                     I/O thread
@@ -13,7 +12,6 @@
 //! ```
 
 mod gate;
-mod input;
 mod regs;
 
 use std::fmt;
@@ -25,8 +23,8 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::gate::{Access, Gate};
-pub use self::input::{InputFilter, InputQueue, SerialInput};
 use crate::bus::BusDevice;
+use crate::console::Receiver;
 use crate::irq::IrqLine;
 
 /// Length of the register block in bytes.
@@ -150,21 +148,6 @@ impl SerialPort {
         })
     }
 
-    /// Puts as many of `bytes` into the receiver as it takes now, and says how many. If that is fewer
-    /// than all, [`Self::room`] is signalled when it pays to offer the rest.
-    ///
-    /// Takes none while the guest's receiver is not in use: a driver that starts throws away what it
-    /// finds there.
-    pub fn receive(&self, bytes: &[u8]) -> usize {
-        self.chip().receive(bytes)
-    }
-
-    /// Becomes readable, once, when a [`Self::receive`] that was cut short can go on.
-    #[must_use]
-    pub fn room(&self) -> &EventFd {
-        &self.room
-    }
-
     fn chip(&self) -> MutexGuard<'_, Chip> {
         self.chip.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +155,18 @@ impl SerialPort {
     fn signal_room(&self) {
         // It can fail only by its counter being saturated, when it is readable anyway.
         let _ = self.room.write(1);
+    }
+}
+
+/// Takes nothing while the guest's receiver is not in use: a driver that starts throws away what it finds
+/// there.
+impl Receiver for SerialPort {
+    fn receive(&self, bytes: &[u8]) -> usize {
+        self.chip().receive(bytes)
+    }
+
+    fn room(&self) -> &EventFd {
+        &self.room
     }
 }
 

@@ -11,6 +11,7 @@ pub mod attack;
 mod balloon;
 mod block;
 pub mod case;
+mod console;
 pub mod generic;
 mod net;
 mod rng;
@@ -34,6 +35,7 @@ pub fn subjects() -> Vec<Subject> {
         block::uring(),
         Some(net::subject()),
         Some(net::pairs()),
+        Some(console::subject()),
         Some(rng::subject()),
         Some(vsock::subject()),
     ]

@@ -77,7 +77,7 @@ fn end_of_input_does_not_end_the_guest(context: &Context) -> Result<()> {
 }
 
 /// Fails unless the numbers that the `flood` script prints are all there, in order and whole.
-fn check_flood(console: &str, count: usize) -> Result<()> {
+pub fn check_flood(console: &str, count: usize) -> Result<()> {
     let (_, rest) = console
         .split_once("flood begins")
         .context("the flood did not begin")?;
@@ -207,7 +207,8 @@ fn to_a_pty(context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn connect(context: &Context, path: &std::path::Path) -> Result<UnixStream> {
+/// Connects to a socket that is about to be there.
+pub fn connect(context: &Context, path: &std::path::Path) -> Result<UnixStream> {
     loop {
         match UnixStream::connect(path) {
             Ok(socket) => return Ok(socket),
@@ -221,7 +222,7 @@ fn connect(context: &Context, path: &std::path::Path) -> Result<UnixStream> {
 }
 
 /// Talks with the `echo` script over some pair of streams.
-fn talk(
+pub fn talk(
     context: &Context,
     reader: impl Read + Send + 'static,
     mut writer: impl Write,

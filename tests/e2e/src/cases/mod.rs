@@ -6,6 +6,7 @@ mod command;
 mod console;
 mod disk;
 mod end;
+mod hvc;
 mod library;
 mod net;
 mod overlay;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Test> {
         end::tests,
         disk::tests,
         console::tests,
+        hvc::tests,
         terminal::tests,
         rng::tests,
         balloon::tests,

@@ -4,11 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use devices::bus::Bus;
+use devices::console::InputQueue;
 use devices::irq::IrqLine;
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::power::{self, PowerBlock};
 use devices::legacy::pvpanic::{self, PvPanic};
-use devices::legacy::serial::{self, InputQueue, SerialPort};
+use devices::legacy::serial::{self, SerialPort};
 use devices::legacy::{MachineEvent, MachineEvents};
 
 use crate::target::Target;

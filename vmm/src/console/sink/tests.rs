@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 
-use super::super::consumer::{Custom, Descriptor};
+use super::super::consumer::{Custom, Descriptor, Offer};
+use super::ring::KEEP;
 use super::*;
+use crate::flag::Flag;
 
 /// Far longer than anything here should take, and far shorter than the limits that must not be met.
 const SOON: Duration = Duration::from_secs(5);
@@ -52,7 +54,7 @@ fn print(sink: &Sink, bytes: &[u8]) {
 }
 
 fn gone(sink: &Sink) -> bool {
-    sink.shared.lock().writer == Writer::Gone
+    sink.ring.lock().writer == Writer::Gone
 }
 
 /// Waits for something another thread does.
@@ -94,7 +96,7 @@ fn a_stopped_reader_costs_one_wait_and_the_oldest_output() {
     let begin = Instant::now();
     print(&sink, &pattern(20_000));
     assert!(begin.elapsed() >= patience);
-    assert!(sink.shared.lock().stalled);
+    assert!(sink.ring.lock().stalled);
     // 10 waits would take longer than this.
     let begin = Instant::now();
     for _ in 0..10 {
@@ -102,14 +104,14 @@ fn a_stopped_reader_costs_one_wait_and_the_oldest_output() {
     }
     print(&sink, b"last words");
     assert!(begin.elapsed() < 10 * patience, "{:?}", begin.elapsed());
-    assert!(sink.shared.lock().dropped > 40_000);
+    assert!(sink.ring.lock().dropped > 40_000);
 
     let reading = thread::spawn(move || {
         let mut got = Vec::new();
         reader.read_to_end(&mut got).unwrap();
         got
     });
-    eventually(|| !sink.shared.lock().stalled);
+    eventually(|| !sink.ring.lock().stalled);
     print(&sink, b", and more");
     sink.close(NEVER);
     let got = reading.join().unwrap();
@@ -205,7 +207,7 @@ fn a_writer_that_is_stuck_is_left_behind() {
     let (free, stuck) = mpsc::channel();
     let mut sink = start(Custom(Box::new(Stuck(stuck))), NEVER);
     print(&sink, b"x");
-    eventually(|| sink.shared.lock().in_flight > 0);
+    eventually(|| sink.ring.lock().in_flight > 0);
     let begin = Instant::now();
     sink.close(Duration::ZERO);
     assert!(begin.elapsed() < SOON);
@@ -323,13 +325,13 @@ fn bytes_go_out_in_batches_and_the_ring_shrinks_again() {
     };
     let consumer = Box::new(Custom(Box::new(Counts(sender))));
     let mut sink = Sink::start("console", consumer, big, "a test".to_owned()).unwrap();
-    assert_eq!(sink.shared.lock().ring.capacity(), 0);
+    assert_eq!(sink.ring.lock().bytes.capacity(), 0);
     print(&sink, &pattern(200_000));
     eventually(|| {
-        let state = sink.shared.lock();
-        state.writer == Writer::Sleeps && state.ring.is_empty()
+        let state = sink.ring.lock();
+        state.writer == Writer::Sleeps && state.bytes.is_empty()
     });
-    assert!(sink.shared.lock().ring.capacity() <= KEEP);
+    assert!(sink.ring.lock().bytes.capacity() <= KEEP);
     sink.close(NEVER);
     let counts: Vec<_> = counts.try_iter().collect();
     assert_eq!(counts.iter().sum::<usize>(), 200_000);

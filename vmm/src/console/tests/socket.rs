@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use super::*;
 
 fn unix(path: impl Into<PathBuf>) -> Result<Console, ConsoleError> {
-    Console::open(&ConsoleConfig::Unix(path.into()))
+    Console::open(&ConsoleEnd::Unix(path.into()).into())
 }
 
 #[test]

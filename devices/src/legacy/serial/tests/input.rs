@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 
 use super::*;
+use crate::console::{DescriptorInput, InputFilter, InputQueue};
 
 /// Longest that a test waits for something that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -19,12 +20,12 @@ fn pipe() -> (OwnedFd, io::PipeWriter) {
     (reader.into(), writer)
 }
 
-type Loop = EventManager<SerialInput>;
+type Loop = EventManager<DescriptorInput>;
 
 fn looping(guest: &Guest, source: impl Into<OwnedFd>, filter: Option<InputFilter>) -> Loop {
     let mut manager = Loop::new().unwrap();
     let queue = InputQueue::new(guest.port.clone(), filter);
-    manager.add_subscriber(SerialInput::new(queue, source.into()));
+    manager.add_subscriber(DescriptorInput::new(queue, source.into()));
     manager
 }
 
@@ -252,7 +253,7 @@ fn the_filter_sees_everything_even_if_the_guest_takes_nothing() {
 
 /// Takes the data away between the event and its handling, as another reader of a terminal may.
 struct Thief {
-    input: SerialInput,
+    input: DescriptorInput,
     rival: File,
 }
 
@@ -274,7 +275,7 @@ fn spurious_events_do_not_block() {
     let (reader, mut writer) = pipe();
     let rival = File::from(reader.try_clone().unwrap());
     let queue = InputQueue::new(guest.port.clone(), None);
-    let input = SerialInput::new(queue, reader);
+    let input = DescriptorInput::new(queue, reader);
     let mut manager = EventManager::new().unwrap();
     manager.add_subscriber(Thief { input, rival });
     guest.outb(IER, 1);

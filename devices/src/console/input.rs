@@ -1,4 +1,4 @@
-//! The way of input from a host descriptor into a [`SerialPort`]'s receiver.
+//! The way of input from a host descriptor into a guest's [`Receiver`].
 //!
 //! Owned and run by the I/O thread. The descriptor may be inherited, so its flags are shared with other
 //! programs (the shell's terminal): it is not made non-blocking, and read only when a poll has just said
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use super::SerialPort;
+use super::Receiver;
 
 /// Sees raw input and appends to its second argument what the guest shall get of it.
 pub type InputFilter = Box<dyn FnMut(&[u8], &mut Vec<u8>) + Send>;
@@ -27,7 +27,7 @@ const BACKLOG: usize = 64 << 10;
 
 /// Input that has been read and waits for the receiver, and the filter it passed.
 pub struct InputQueue {
-    port: Arc<SerialPort>,
+    port: Arc<dyn Receiver>,
     filter: Option<InputFilter>,
     backlog: VecDeque<u8>,
     filtered: Vec<u8>,
@@ -45,7 +45,7 @@ impl fmt::Debug for InputQueue {
 impl InputQueue {
     /// An empty queue in front of `port`.
     #[must_use]
-    pub fn new(port: Arc<SerialPort>, filter: Option<InputFilter>) -> Self {
+    pub fn new(port: Arc<dyn Receiver>, filter: Option<InputFilter>) -> Self {
         Self {
             port,
             filter,
@@ -56,11 +56,11 @@ impl InputQueue {
 
     /// The port this queue feeds.
     #[must_use]
-    pub fn port(&self) -> &SerialPort {
-        &self.port
+    pub fn port(&self) -> &dyn Receiver {
+        self.port.as_ref()
     }
 
-    /// Whether all input has gone to the guest. Where it has not, [`SerialPort::room`] tells when to
+    /// Whether all input has gone to the guest. Where it has not, [`Receiver::room`] tells when to
     /// call [`Self::deliver`].
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -89,7 +89,7 @@ impl InputQueue {
         };
         let room = BACKLOG.saturating_sub(self.backlog.len());
         if let Some(lost) = bytes.len().checked_sub(room).filter(|lost| *lost > 0) {
-            log::debug!("serial port: the guest takes no input, {lost} bytes are dropped");
+            log::debug!("console: the guest takes no input, {lost} bytes are dropped");
         }
         self.backlog.extend(bytes.iter().take(room));
         self.deliver();
@@ -122,22 +122,22 @@ enum Watch {
 }
 
 /// Feeds a port from a descriptor until its end. The end of input is not the end of the guest.
-pub struct SerialInput {
-    pub(super) queue: InputQueue,
+pub struct DescriptorInput {
+    pub(crate) queue: InputQueue,
     source: Option<(File, Watch)>,
     chunk: Box<[u8]>,
 }
 
-impl fmt::Debug for SerialInput {
+impl fmt::Debug for DescriptorInput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SerialInput")
+        f.debug_struct("DescriptorInput")
             .field("queue", &self.queue)
             .field("source", &self.source)
             .finish_non_exhaustive()
     }
 }
 
-impl SerialInput {
+impl DescriptorInput {
     /// Will read `source` into `queue` once it is added to a loop. `source`'s own number must not be
     /// registered with that loop by anyone else.
     #[must_use]
@@ -231,7 +231,7 @@ impl SerialInput {
     }
 }
 
-impl MutEventSubscriber for SerialInput {
+impl MutEventSubscriber for DescriptorInput {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         if let Err(error) = ops.add(Events::new(self.queue.port().room(), EventSet::IN)) {
             log::warn!("console input cannot be watched and is given up: {error}");
