@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::targets::{config, devices, kernel, legacy, options, requests};
+use crate::targets::{command, config, devices, kernel, legacy, options, requests};
 
 /// Something to fuzz.
 pub trait Target: Debug + Send + Sync {
@@ -23,7 +23,8 @@ pub trait Target: Debug + Send + Sync {
 /// Every target there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Target>> {
-    let others: [Box<dyn Target>; 4] = [
+    let others: [Box<dyn Target>; 5] = [
+        Box::new(command::Command),
         Box::new(legacy::Legacy),
         Box::new(kernel::Kernel),
         Box::new(options::Options),

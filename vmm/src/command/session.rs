@@ -68,6 +68,7 @@ impl Session {
             lifecycle,
             inbox,
             wake,
+            started: false,
             end: None,
         };
         let thread = threads.spawn("command", move || body.run(serial, listener))?;
@@ -87,6 +88,8 @@ struct Body {
     lifecycle: Arc<Lifecycle>,
     inbox: Receiver<Control>,
     wake: Arc<OwnedFd>,
+    /// The guest has said that the command runs; that it says so again is of no interest.
+    started: bool,
     end: Option<CommandEnd>,
 }
 
@@ -189,7 +192,12 @@ impl Body {
             },
             Control::Exited { status } => CommandEnd::Exited(status),
             Control::Killed { signal } => CommandEnd::Killed(signal),
-            Control::Started { .. } => return self.lifecycle.note(EventKind::CommandStarted),
+            Control::Started { .. } => {
+                if !std::mem::replace(&mut self.started, true) {
+                    self.lifecycle.note(EventKind::CommandStarted);
+                }
+                return;
+            }
             // The rest is the host's to say.
             _ => return,
         };

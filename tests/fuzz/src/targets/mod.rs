@@ -1,5 +1,6 @@
 //! What is fuzzed.
 
+pub mod command;
 pub mod config;
 pub mod devices;
 pub mod kernel;
