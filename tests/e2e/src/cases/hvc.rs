@@ -42,7 +42,7 @@ fn boot(context: &Context) -> Result<()> {
     for words in [
         "] Linux version ",
         "] Freeing unused kernel image (initmem)",
-        "] reboot: Power down",
+        "] Run /sbin/init as init process",
     ] {
         let times = outcome.stdout.matches(words).count();
         ensure!(times == 1, "'{words}' was said {times} times");
