@@ -18,6 +18,7 @@ use vmm::config::{
 };
 use vmm::console::{ConsoleConfig, ConsoleEnd};
 
+use crate::chart::ChartPath;
 use crate::duration::Limit;
 use crate::report::ReportPath;
 use crate::script::{Script, ScriptError};
@@ -222,6 +223,13 @@ pub struct Settings {
     )]
     #[serde(rename = "report", deserialize_with = "forms::one_or_more")]
     pub reports: Vec<ReportPath>,
+    /// Draw where the time of the boot went: mvm, the kernel's stages, init, the command
+    ///
+    /// A picture, SVG, from when things happened and from the kernel's log on the console (so without
+    /// `quiet`): every stage as a bar, every line of the log as a tick, and the longest silences with what
+    /// the kernel had said before. Example: `--boot-chart boot.svg`.
+    #[arg(long, value_name = "FILE.svg", help_heading = "Testing")]
+    pub boot_chart: Option<ChartPath>,
     /// How much mvm logs [default: warn]
     #[arg(long, value_name = "LEVEL", help_heading = "Running")]
     pub log_level: Option<LogLevel>,
@@ -319,6 +327,8 @@ pub struct Run {
     pub wanted: Wanted,
     /// Where to report.
     pub reports: Vec<ReportPath>,
+    /// Where to draw.
+    pub boot_chart: Option<ChartPath>,
     /// What is logged.
     pub log_level: LevelFilter,
     /// Where to, other than standard error.
@@ -376,6 +386,7 @@ impl Settings {
                 kernel_errors: settings.kernel_errors,
             },
             reports: settings.reports,
+            boot_chart: settings.boot_chart,
             log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
             log_file: settings.log_file,
         })
@@ -437,6 +448,7 @@ impl Settings {
             script,
             kernel_errors,
             reports,
+            boot_chart,
             log_level,
             log_file,
         } = self;
@@ -468,6 +480,7 @@ impl Settings {
             script: script.or(other.script),
             kernel_errors: kernel_errors.or(other.kernel_errors),
             reports: some_or(reports, other.reports),
+            boot_chart: boot_chart.or(other.boot_chart),
             log_level: log_level.or(other.log_level),
             log_file: log_file.or(other.log_file),
         }
@@ -495,6 +508,7 @@ impl Settings {
             .flatten()
             .chain(console)
             .chain(reports)
+            .chain(self.boot_chart.as_mut().map(ChartPath::path_mut))
             .chain(vsock);
         for path in paths.chain(disks.flat_map(DiskConfig::paths_mut)) {
             // An empty path is a mistake that joining would hide.

@@ -2,6 +2,7 @@
 
 mod api;
 mod args;
+mod chart;
 mod config;
 mod ctl;
 mod doctor;

@@ -7,6 +7,7 @@ use vmm::ExitCounts;
 use vmm::config::VmConfig;
 use vmm::events::{Event, EventKind};
 
+use crate::chart::log::KernelLog;
 use crate::usage::Usage;
 use crate::watch::{Verdict, Wanted, Watch, printk};
 
@@ -23,6 +24,8 @@ pub struct Record {
     pub exits: ExitCounts,
     /// What this process has used.
     pub usage: Usage,
+    /// The kernel's log, where there is to be a chart of it.
+    pub log: Option<KernelLog>,
 }
 
 impl Record {
@@ -34,12 +37,16 @@ impl Record {
             watch: Watch::new(wanted),
             exits: ExitCounts::default(),
             usage: Usage::default(),
+            log: None,
         }
     }
 
     /// Writes down an event; the verdict, when it falls.
     pub fn on_event(&mut self, event: &Event) -> Option<Verdict> {
         self.stages.on_event(event);
+        if let (Some(log), EventKind::Line(line)) = (&mut self.log, &event.kind) {
+            log.on_line(event.at, line);
+        }
         self.watch.on_event(event)
     }
 }

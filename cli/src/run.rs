@@ -14,13 +14,15 @@ use vmm::console::{Console, ConsoleConfig, ConsoleEnd, ConsoleError, InputFilter
 use vmm::{BuildError, VmBuilder, VmError, events};
 
 use crate::api::{self, ApiError};
+use crate::chart::log::KernelLog;
+use crate::chart::{self, ChartPath};
 use crate::config::Run;
 use crate::emulation;
 use crate::keys::{self, Key, KeyFilter};
 use crate::logging::{self, LogError};
 use crate::policy::{Outcome, Policy};
 use crate::record::{Record, Start};
-use crate::report::{self, ReportError, ReportFiles};
+use crate::report::{self, Output, ReportError, ReportFiles};
 use crate::signals::Signals;
 use crate::software_kvm::{self, Unfit};
 use crate::streams;
@@ -73,12 +75,20 @@ pub enum RunError {
 pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
     logging::start(run.log_level, run.log_file.as_deref())?;
     let reports = ReportFiles::open(&run.reports)?;
-    let followed = !reports.is_empty() || !run.wanted.is_nothing();
+    let chart = run.boot_chart.as_ref().map(ChartPath::path);
+    let chart = chart
+        .map(|path| Output::open("boot chart", path))
+        .transpose()?;
+    let followed = !reports.is_empty() || chart.is_some() || !run.wanted.is_nothing();
     let mut record = Record::new(start, run.vm.clone(), run.wanted.clone());
+    record.log = chart.as_ref().map(|_| KernelLog::default());
     let result = boot(run, followed.then_some(&mut record));
     log::logger().flush();
     record.usage = Usage::now().unwrap_or_default();
     reports.write(|format| report::compose(&record, result.as_ref(), format))?;
+    if let Some(chart) = chart {
+        chart.write(chart::compose(&record, result.as_ref()))?;
+    }
     result.map(|outcome| outcome.status)
 }
 

@@ -159,7 +159,7 @@ fn pairs<'a>(attributes: &'a [(&'static str, String)]) -> impl Iterator<Item = (
 }
 
 /// Characters that XML 1.0 §2.2 does not have, not even escaped, are replaced.
-fn clean(text: &str) -> String {
+pub fn clean(text: &str) -> String {
     let fits = |c| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
     text.chars()
         .map(|c| if fits(c) { c } else { '\u{fffd}' })

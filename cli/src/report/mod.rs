@@ -1,8 +1,7 @@
 //! `--report`: what happened in a run, for programs and for people who come later.
 //!
 //! [`Report`] is the whole of it; [`json`] writes it as it is, [`junit`] as test cases. The files are
-//! opened before the VM is made, so that a path that cannot be written is refused at once; an old report
-//! is emptied by that, and not mistaken for that of a run that was killed.
+//! emptied at the start, so that an old report is not mistaken for that of a run that was killed.
 
 mod files;
 pub mod junit;
@@ -21,7 +20,7 @@ use crate::record::{Record, Stage};
 use crate::run::RunError;
 use crate::status;
 use crate::watch::{Sought, Trouble};
-pub use files::{ReportError, ReportFiles};
+pub use files::{Output, ReportError, ReportFiles};
 pub use path::{Format, ReportPath};
 
 /// The report of a run in this format.
