@@ -79,6 +79,12 @@ fn values_that_mean_nothing() {
             "no/such/dir/out.xml",
             &["the report no/such/dir/out.xml", "No such file"],
         ),
+        ("--boot-chart", "a.png", &["--boot-chart a.png", ".svg"]),
+        (
+            "--boot-chart",
+            "no/such/dir/a.svg",
+            &["the boot chart no/such/dir/a.svg", "No such file"],
+        ),
         (
             "--kernel-errors",
             "maybe",

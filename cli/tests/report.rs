@@ -88,6 +88,29 @@ fn a_run_that_fails_keeps_its_last_lines() {
 }
 
 #[test]
+fn a_boot_is_drawn() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let said = "[    0.100000] Linux version 6\n[    0.500000] Run /init as init process\nready\n";
+    let kernel = files.kernel(&say_and(said, POWER_OFF));
+    let chart = files.path("boot.svg");
+    let output = finish(mvm().args(["--kernel", arg(&kernel), "--boot-chart", arg(&chart)]));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let svg = fs::read_to_string(chart).unwrap();
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    for words in [
+        "Boot of kernel",
+        "assemble the VM",
+        "early set-up",
+        "to init",
+    ] {
+        assert!(svg.contains(words), "no '{words}' in {svg}");
+    }
+}
+
+#[test]
 fn a_run_that_never_began_is_reported_too() {
     let files = Files::new();
     let (kernel, report) = (files.path("missing"), files.path("out.json"));

@@ -205,6 +205,7 @@ impl Page {
         let top = self.axis + AXIS + 14;
         let title = "The kernel's longest silences, and what it had said before each";
         write(area, title, (MARGIN, top), &text(17).bold())?;
+        let mut marked: Vec<i32> = Vec::new();
         for (number, silence) in (1..).zip(silences) {
             let y = top + SILENCE * number + 4;
             badge(area, number, (MARGIN + 10, y))?;
@@ -215,7 +216,11 @@ impl Page {
             let after = short(&silence.after, 105);
             write(area, &after, (LEFT - 40, y), &text(15).mono())?;
             let middle = self.x((silence.from + silence.to) / 2);
-            badge(area, number, (middle, HEADER - 14))?;
+            // Where there is room for it: the longer ones come first.
+            if marked.iter().all(|other| (other - middle).abs() > 20) {
+                badge(area, number, (middle, HEADER - 14))?;
+                marked.push(middle);
+            }
         }
         Ok(())
     }

@@ -112,6 +112,8 @@ impl Boot {
             created.or(Some(end)),
         );
         rows.add(Group::Mvm, "start its vCPUs", created, entered);
+        let (printing, printed) = caught_up.unzip();
+        let printing = printing.map(since);
         let first = boot.first().map(|(at, _)| *at);
         let in_kernel = init.unwrap_or(end);
         match first {
@@ -123,12 +125,7 @@ impl Boot {
                     Some(first),
                 );
                 kernel_rows(&mut rows, &boot, in_kernel);
-                let (printing, printed) = caught_up.unzip();
-                rows.add_beside(
-                    "print the early log",
-                    printing.map(since),
-                    printed.map(since),
-                );
+                rows.add_beside("print the early log", printing, printed.map(since));
             }
             None if init.is_some() => rows.add(Group::Kernel, "kernel", entered, init),
             None => rows.add(Group::Guest, "guest", entered, Some(end)),
@@ -144,7 +141,7 @@ impl Boot {
         rows.add(Group::Guest, "end", command_end, Some(end));
         Self {
             rows: rows.0,
-            silences: silences(&boot, in_kernel),
+            silences: silences(&boot, in_kernel, printing),
             lines: boot.iter().map(|(at, _)| *at).collect(),
             init,
             end,
@@ -213,7 +210,8 @@ fn kernel_rows(rows: &mut Rows, log: &[(Duration, &Entry)], end: Duration) {
     rows.add_beside("unpack the initramfs", unpacking, find(UNPACKED));
 }
 
-fn silences(log: &[(Duration, &Entry)], end: Duration) -> Vec<Silence> {
+/// The longest silences, but not the one in which the kernel is busy with printing what it had said.
+fn silences(log: &[(Duration, &Entry)], end: Duration, printing: Option<Duration>) -> Vec<Silence> {
     let Some((first, _)) = log.first() else {
         return Vec::new();
     };
@@ -227,7 +225,7 @@ fn silences(log: &[(Duration, &Entry)], end: Duration) -> Vec<Silence> {
             to: to.max(*from),
             after: entry.text.clone(),
         })
-        .filter(|silence| silence.to - silence.from > least)
+        .filter(|silence| silence.to - silence.from > least && Some(silence.from) != printing)
         .collect();
     silences.sort_by_key(|silence| std::cmp::Reverse(silence.to - silence.from));
     silences.truncate(SILENCES);

@@ -28,12 +28,23 @@ tests! { "runs":
 fn stock_expected_line(context: &Context) -> Result<()> {
     let rootfs = context.rootfs()?;
     let path = context.path("report.json");
+    let chart = context.path("boot.svg");
     context
         .script(Kernel::StockBzimage, &rootfs, "hang")?
         .args("--cpus 2 --kernel-errors fatal --timeout 150s")
         .args("--expect ^hanging$ --expect Run./init.as.init.process")
         .args(&format!("--report {}", path.display()))
+        .args(&format!("--boot-chart {}", chart.display()))
         .exits_with(0)?;
+    let chart = fs::read_to_string(chart)?;
+    for words in [
+        "assemble the VM",
+        "early set-up",
+        "network, file systems, drivers",
+        "longest silences",
+    ] {
+        ensure!(chart.contains(words), "the chart has no '{words}'");
+    }
     let report: Value = serde_json::from_slice(&fs::read(path)?)?;
     ensure!(report["result"] == "passed", "{report}");
     let stages = report["stages"].as_array().context("no stages")?;
