@@ -21,11 +21,12 @@ use virtio_bindings::virtio_net::{
 use self::backend::{HEADER, NetBackend, Uplink};
 use self::control::{ControlWorker, SharedUplink};
 use self::features::feature;
-use self::pair::{PairWorker, Rules, SharedBackend, receive_queue, transmit_queue};
+use self::pair::{PairWorker, Rules, SharedBackend, Throttles, receive_queue, transmit_queue};
 use self::shared::Shared;
 use super::errors::ErrorLog;
 use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioInterrupt, VirtioKind};
 use crate::io::{MAX_QUEUES, QueueSet};
+use crate::rate::{Limiter, RateControl, Throttle};
 
 pub mod backend;
 mod control;
@@ -75,6 +76,10 @@ pub struct Net {
     offloads: Features,
     queue_sizes: Vec<u16>,
     shared: Arc<Shared>,
+    /// What the guest receives.
+    receive_limiter: Arc<Limiter>,
+    /// What it sends.
+    send_limiter: Arc<Limiter>,
 }
 
 impl Net {
@@ -102,6 +107,8 @@ impl Net {
                 .collect(),
             settings,
             shared: Arc::new(shared),
+            receive_limiter: Limiter::new(),
+            send_limiter: Limiter::new(),
         })
     }
 
@@ -109,6 +116,13 @@ impl Net {
     #[must_use]
     pub fn control(&self) -> NetControl {
         NetControl(self.shared.clone())
+    }
+
+    /// Changes the limits on what the card receives, and the same on what it sends, also while it is in
+    /// use.
+    #[must_use]
+    pub fn rate_control(&self) -> RateControl {
+        RateControl::new([self.receive_limiter.clone(), self.send_limiter.clone()])
     }
 
     fn pairs(&self) -> u16 {
@@ -215,16 +229,24 @@ impl VirtioDevice for Net {
         };
         // §5.1.2: a driver without MQ finds the control queue behind the first pair.
         let control = QueueIndex(2 * pairs);
-        let workers = (0..pairs).zip(&self.backends).map(|(index, backend)| Lane {
-            queues: QueueSet::of([receive_queue(index), transmit_queue(index)]),
-            worker: Box::new(PairWorker::new(
-                index,
-                backend.clone(),
-                self.shared.clone(),
-                rules,
-            )),
-        });
-        let mut lanes: Vec<Lane> = workers.collect();
+        let mut lanes = Vec::new();
+        for (index, backend) in (0..pairs).zip(&self.backends) {
+            let throttles = Throttles {
+                receive: Throttle::new(&self.receive_limiter)?,
+                send: Throttle::new(&self.send_limiter)?,
+            };
+            let shared = self.shared.clone();
+            lanes.push(Lane {
+                queues: QueueSet::of([receive_queue(index), transmit_queue(index)]),
+                worker: Box::new(PairWorker::new(
+                    index,
+                    backend.clone(),
+                    shared,
+                    rules,
+                    throttles,
+                )),
+            });
+        }
         lanes.push(Lane {
             queues: QueueSet::of([control]),
             worker: Box::new(ControlWorker {

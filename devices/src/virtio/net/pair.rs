@@ -11,6 +11,7 @@
 //! | receive | no buffers | the driver's kick |
 //! | transmit | no frames | the driver's kick |
 //! | transmit | no room in the backend | the backend's descriptor |
+//! | either | its limit | the throttle's timer |
 //! | either | its share of the event | the session, by itself |
 
 use std::io::{self, ErrorKind};
@@ -21,6 +22,7 @@ use super::shared::{PairShared, Shared};
 use super::window::Window;
 use crate::io::QueueIo;
 use crate::iovec::{self, IoVec};
+use crate::rate::Throttle;
 use crate::virtio::errors::ErrorLog;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
@@ -28,6 +30,10 @@ use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 const BACKEND: u32 = 0;
 /// [`PairShared::wake`].
 const PLUGGED: u32 = 1;
+/// More may be received.
+const RECEIVE: u32 = 2;
+/// More may be sent.
+const SEND: u32 = 3;
 /// Frames that are dropped in one event while the cable is out, before others get their turn.
 const DISCARDS: usize = 256;
 
@@ -61,6 +67,13 @@ pub(super) struct Rules {
     pub(super) longest: usize,
 }
 
+/// The pair's ends of the card's limiters.
+#[derive(Debug)]
+pub(super) struct Throttles {
+    pub(super) receive: Throttle,
+    pub(super) send: Throttle,
+}
+
 /// The worker of one pair.
 #[derive(Debug)]
 pub(super) struct PairWorker {
@@ -74,6 +87,7 @@ struct Lane {
     index: u16,
     shared: Arc<Shared>,
     rules: Rules,
+    throttles: Throttles,
     window: Window,
     /// The backend may have frames: it was not found without since it last woke this worker.
     readable: bool,
@@ -90,6 +104,7 @@ impl PairWorker {
         backend: SharedBackend,
         shared: Arc<Shared>,
         rules: Rules,
+        throttles: Throttles,
     ) -> Self {
         lock(&backend).restart();
         Self {
@@ -98,6 +113,7 @@ impl PairWorker {
                 index,
                 shared,
                 rules,
+                throttles,
                 window: Window::new(receive_queue(index), rules.mergeable),
                 readable: true,
                 blocked: false,
@@ -121,7 +137,9 @@ impl QueueWorker for PairWorker {
             token: PLUGGED,
             wake: Wake::Readable,
         };
-        vec![backend, plugged]
+        let throttles = &self.lane.throttles;
+        let (receive, send) = (&throttles.receive, &throttles.send);
+        vec![backend, plugged, receive.source(RECEIVE), send.source(SEND)]
     }
 
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
@@ -134,6 +152,17 @@ impl QueueWorker for PairWorker {
     }
 
     fn on_source(&mut self, token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        let throttle = match token {
+            RECEIVE => Some(&mut self.lane.throttles.receive),
+            SEND => Some(&mut self.lane.throttles.send),
+            _ => None,
+        };
+        if let Some(throttle) = throttle {
+            let left = throttle.resume();
+            return left
+                .into_iter()
+                .try_for_each(|queue| self.on_kick(queue, io));
+        }
         let mut backend = lock(&self.backend);
         if token == PLUGGED {
             // Non-blocking: a spurious event finds nothing to read.
@@ -189,7 +218,7 @@ impl Lane {
             self.window.fill(io, self.rules.longest)?;
             // Short of buffers because of the event's share, not the driver: the session comes back.
             let short = self.window.room() == 0 || io.cut_short().contains(queue);
-            if short || !self.readable {
+            if short || !self.readable || !self.throttles.receive.admits(queue)? {
                 return Ok(());
             }
             match backend.receive(self.window.buffers()) {
@@ -216,6 +245,7 @@ impl Lane {
             iovec::scatter(self.window.buffers(), 0, &[0]);
         }
         self.window.give(io, len)?;
+        self.throttles.receive.charge(bytes as u64);
         self.pair().received.pass(bytes);
         Ok(())
     }
@@ -272,7 +302,7 @@ impl Lane {
         io: &mut QueueIo<'_>,
     ) -> Result<(), DeviceFault> {
         let queue = transmit_queue(self.index);
-        while !self.blocked {
+        while !self.blocked && self.throttles.send.admits(queue)? {
             let Some(chain) = io.pop(queue)? else {
                 break;
             };
@@ -288,7 +318,10 @@ impl Lane {
             let sent = self.send(backend, &frame);
             self.frame = iovec::recycle(frame);
             match sent {
-                Ok(()) => self.pair().sent.pass(bytes),
+                Ok(()) => {
+                    self.throttles.send.charge(bytes as u64);
+                    self.pair().sent.pass(bytes);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.blocked = true;
                     return io.unpop(queue);

@@ -4,6 +4,7 @@
 mod control;
 mod face;
 mod receive;
+mod throttled;
 mod transmit;
 
 use virtio_bindings::virtio_net::{
