@@ -225,7 +225,15 @@ mod tests {
             ),
             (
                 "--disk a.img,rw",
-                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay",
+                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay, bps, iops, burst",
+            ),
+            (
+                "--disk a.img,bps=0",
+                "--disk a.img,bps=0: disk a.img: bps=0 is no rate; it can be 1K to 1T a second, or be left out for no limit",
+            ),
+            (
+                "--rng burst=1M",
+                "--rng burst=1M: rng: burst=1M needs a rate that it goes beyond; add bps or iops",
             ),
             ("--cpus 300", "--cpus 300: 300 is not in 0..=255"),
             (

@@ -72,9 +72,13 @@ pub struct Settings {
     ///
     /// `ro` keeps the guest from writing it and lets several VMs share it; `serial=TEXT` is what the guest
     /// reads as its id; `engine=auto|sync|io_uring` says how data is moved, `auto` being io_uring where the
-    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not; `overlay` keeps what
-    /// the guest writes in memory and `overlay=FILE` in a file, so that the image stays as it is and several
-    /// VMs can share it. Example: `--disk data.img,ro,serial=data`. A comma in the path is written twice.
+    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not;
+    /// `overlay` keeps what the guest writes in memory and `overlay=FILE` in a file, so that the image stays
+    /// as it is and several VMs can share it; `bps=SIZE` and `iops=N` limit the bytes (`100M`; a bare number
+    /// is bytes) and the requests a second; `burst=SIZE` is what may pass at once after a pause, in bytes, or
+    /// in requests where only these are limited [default: a tenth of a second's worth]. Examples:
+    /// `--disk data.img,ro,serial=data`, `--disk data.img,bps=100M,iops=1000,burst=20M`. A comma in the path
+    /// is written twice.
     #[arg(
         long = "disk",
         value_name = "PATH[,ro][,KEY=VALUE]…",
@@ -84,8 +88,13 @@ pub struct Settings {
     pub disks: Vec<DiskConfig>,
     /// Source of entropy for the guest, from the host's kernel [default: on]
     ///
-    /// Example: `--rng off`.
-    #[arg(long, value_name = "on|off", help_heading = "Machine")]
+    /// `bps`, `iops` and `burst` limit what it gives, as for `--disk`. Example: `--rng bps=64K`, or
+    /// `--rng off`.
+    #[arg(
+        long,
+        value_name = "on|off|bps=SIZE[,KEY=VALUE]…",
+        help_heading = "Machine"
+    )]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub rng: Option<RngConfig>,
     /// Memory balloon: what the guest does without [default: size=0]
@@ -115,11 +124,12 @@ pub struct Settings {
     ///
     /// `tap=NAME` is made if it is missing and mvm may; it is then gone with the VM. `fd=N` is a tap that
     /// was opened already (`fd=3:4` for two queue pairs). `mac` is made from the tap's name by default;
-    /// `mtu` is the tap's; `queues` spreads the card over several vCPUs. Example:
+    /// `mtu` is the tap's; `queues` spreads the card over several vCPUs; `bps`, `iops` and `burst` limit the
+    /// bytes and packets that it receives, and as many that it sends, as for `--disk`. Example:
     /// `--net tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=2`.
     #[arg(
         long = "net",
-        value_name = "tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N]",
+        value_name = "tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N][,KEY=VALUE]…",
         help_heading = "Network"
     )]
     #[serde(rename = "net", deserialize_with = "forms::list_of_text_or_table")]
@@ -139,8 +149,8 @@ pub struct Settings {
     pub console: Option<ConsoleConfig>,
     /// Control the VM from outside through a unix socket: HTTP and JSON
     ///
-    /// `mvm ctl PATH …` is a client of it; the resources are `/`, `/vm/config`, `/actions`, `/balloon` and
-    /// `/balloon/statistics`, as Firecracker has them. The socket is made at the start and removed at the
+    /// `mvm ctl PATH …` is a client of it; the resources are `/`, `/vm/config`, `/actions`, `/balloon`,
+    /// `/balloon/statistics`, `/drives/N`, `/network-interfaces/N` and `/entropy`, as Firecracker has them. The socket is made at the start and removed at the
     /// end. Example: `--api vm.sock`, then `mvm ctl vm.sock status`.
     #[arg(long, value_name = "PATH", help_heading = "Running")]
     pub api: Option<PathBuf>,

@@ -3,12 +3,13 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use thiserror::Error;
-use vmm::config::MemorySize;
+use vmm::config::{MemorySize, RateError, RateLimit};
 
 /// `mvm ctl`.
 #[derive(Debug, Args)]
@@ -35,6 +36,15 @@ enum Action {
     },
     /// Show what the guest tells of its memory, in bytes
     Statistics,
+    /// Show what limits a device, or limit it anew
+    Limit {
+        /// disk0 (the root file system where there is one), disk1, …, net0, …, or rng
+        #[arg(value_name = "DEVICE")]
+        device: Device,
+        /// Such as bps=100M,iops=1000,burst=10M; none lifts the limit
+        #[arg(value_name = "none|bps=SIZE,iops=N,burst=SIZE", value_parser = limit)]
+        limit: Option<RateLimit>,
+    },
     /// Ask the guest to shut down
     PowerButton,
     /// End the VM now
@@ -51,6 +61,34 @@ enum Action {
         #[arg(value_name = "JSON")]
         body: Option<String>,
     },
+}
+
+/// A device, by its path in the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Device(String);
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let kinds = [("disk", "/drives/"), ("net", "/network-interfaces/")];
+        let path = kinds.iter().find_map(|(kind, path)| {
+            let number: u16 = text.strip_prefix(kind)?.parse().ok()?;
+            Some(format!("{path}{number}"))
+        });
+        match path {
+            Some(path) => Ok(Self(path)),
+            None if text == "rng" => Ok(Self("/entropy".to_owned())),
+            None => Err("it is none of disk0, disk1, …, net0, net1, … and rng".to_owned()),
+        }
+    }
+}
+
+fn limit(text: &str) -> Result<RateLimit, RateError> {
+    match text {
+        "none" => Ok(RateLimit::default()),
+        text => text.parse(),
+    }
 }
 
 /// Why a VM could not be controlled.
@@ -120,6 +158,26 @@ pub fn run(args: CtlArgs) -> Result<u8, CtlError> {
             String::new()
         }
         Action::Statistics => all_lines(&vm.get("/balloon/statistics")?),
+        Action::Limit {
+            device: Device(path),
+            limit: None,
+        } => {
+            let mut answer = vm.get(&path)?;
+            let limit: RateLimit =
+                serde_json::from_value(answer["rate_limiter"].take()).map_err(|_| vm.nonsense())?;
+            match limit.is_none() {
+                true => "none\n".to_owned(),
+                false => format!("{limit}\n"),
+            }
+        }
+        Action::Limit {
+            device: Device(path),
+            limit: Some(limit),
+        } => {
+            let body = json!({ "rate_limiter": limit }).to_string();
+            vm.request("PATCH", &path, &body)?;
+            String::new()
+        }
         Action::PowerButton => vm.act("SendCtrlAltDel")?,
         Action::Stop => vm.act("InstanceHalt")?,
         Action::Request { method, path, body } => {
@@ -267,6 +325,32 @@ mod tests {
         ] {
             assert_eq!(understand(nonsense.as_bytes()), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn devices_are_found_by_name() {
+        for (name, path) in [
+            ("disk0", "/drives/0"),
+            ("disk12", "/drives/12"),
+            ("net1", "/network-interfaces/1"),
+            ("rng", "/entropy"),
+        ] {
+            assert_eq!(name.parse(), Ok(Device(path.to_owned())));
+        }
+        for name in [
+            "",
+            "disk",
+            "diskette",
+            "disk-1",
+            "net99999",
+            "rng0",
+            "vda",
+            "/drives/0",
+        ] {
+            assert!(name.parse::<Device>().is_err(), "{name}");
+        }
+        assert_eq!(limit("none"), Ok(RateLimit::default()));
+        assert!(limit("").is_err());
     }
 
     #[test]

@@ -136,6 +136,77 @@ fn every_resource_does_its_work() {
 }
 
 #[test]
+fn limits_are_shown_and_changed() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let image = files.path("disk.img");
+    std::fs::write(&image, [0; 4096]).unwrap();
+    let limited = format!("{},bps=10M,iops=100,burst=2M", arg(&image));
+    let vm = Vm::start(&["--disk", &limited]);
+    let config = vm.get("/vm/config");
+    assert_eq!(config["disk"][0]["bps"], "10M");
+
+    let limits = json!({ "rate_limiter": { "bps": "10M", "iops": 100, "burst": "2M" } });
+    assert_eq!(vm.get("/drives/0"), limits);
+    assert_eq!(vm.get("/entropy"), json!({ "rate_limiter": {} }));
+    let done = (204, Value::Null);
+    let limit = "{\"rate_limiter\": {\"bps\": 65536}}";
+    assert_eq!(vm.ask("PATCH", "/entropy", limit), done);
+    assert_eq!(vm.get("/entropy")["rate_limiter"]["bps"], "64K");
+    assert_eq!(vm.ask("PATCH", "/drives/0", "{\"rate_limiter\": {}}"), done);
+    assert_eq!(vm.get("/drives/0"), json!({ "rate_limiter": {} }));
+    for (path, body, status, words) in [
+        ("/drives/0", "{}", 400, "missing field `rate_limiter`"),
+        (
+            "/drives/0",
+            "{\"rate_limiter\": {\"bps\": 0}}",
+            400,
+            "bps=0 is no rate",
+        ),
+        (
+            "/drives/0",
+            "{\"rate_limiter\": {\"bandwidth\": {}}}",
+            400,
+            "unknown field `bandwidth`",
+        ),
+        (
+            "/drives/1",
+            limit,
+            404,
+            "there is no drive 1; there are 0 to 0",
+        ),
+        ("/drives/vda", limit, 404, "there is no drive vda"),
+        ("/network-interfaces/0", limit, 404, "there are none"),
+    ] {
+        let (got, reply) = vm.ask("PATCH", path, body);
+        assert_eq!(got, status, "{reply}");
+        let message = reply["fault_message"].as_str().unwrap();
+        assert!(message.contains(words), "{message}");
+    }
+
+    assert_eq!(shown_by(&vm, "disk0"), "none\n");
+    assert_eq!(shown(vm.ctl(&["limit", "disk0", "iops=50"])), "");
+    assert_eq!(shown_by(&vm, "disk0"), "iops=50,burst=5\n");
+    assert_eq!(shown(vm.ctl(&["limit", "rng", "none"])), "");
+    assert_eq!(shown_by(&vm, "rng"), "none\n");
+    for (words, reason) in [
+        (["limit", "disk1", "none"], "there is no drive 1"),
+        (["limit", "net0", "none"], "there is no network interface 0"),
+        (["limit", "sda", "none"], "none of disk0"),
+        (["limit", "disk0", "bps=0"], "bps=0 is no rate"),
+    ] {
+        let line = refused(vm.ctl(&words));
+        assert!(line.contains(reason), "{line}");
+    }
+}
+
+fn shown_by(vm: &Vm, device: &str) -> String {
+    shown(vm.ctl(&["limit", device]))
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_a_reason() {
     if !has_kvm() {
         return;

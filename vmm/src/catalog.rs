@@ -6,6 +6,7 @@
 mod disk;
 mod net;
 
+use devices::rate::RateControl;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
 use devices::virtio::block::DiskControl;
@@ -13,7 +14,7 @@ use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
-use crate::config::{VmConfig, VsockConfig};
+use crate::config::{ConfigError, VmConfig, VsockConfig};
 use crate::error::BuildError;
 use crate::vsock::{self, Vsock};
 
@@ -33,6 +34,12 @@ pub(crate) struct Controls {
     pub disks: Vec<DiskControl>,
     /// The network cards, in the order of the settings.
     pub nets: Vec<NetControl>,
+    /// The limits on each disk, the root file system first.
+    pub disk_rates: Vec<RateControl>,
+    /// The limits on each network card.
+    pub net_rates: Vec<RateControl>,
+    /// The limits on the source of entropy.
+    pub rng_rate: Option<RateControl>,
 }
 
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
@@ -42,10 +49,15 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
     let mut devices = Devices::new();
     for disk in disk::open(config)? {
         controls.disks.push(disk.control());
+        controls.disk_rates.push(disk.rate_control());
         devices.push(Box::new(disk));
     }
     if !config.rng.off {
-        devices.push(Box::new(Rng::default()));
+        let rng = Rng::default();
+        let rate = rng.rate_control();
+        rate.set(config.rng.limits().map_err(ConfigError::from)?);
+        controls.rng_rate = Some(rate);
+        devices.push(Box::new(rng));
     }
     if !config.balloon.off {
         let balloon = open_balloon(config)?;
@@ -61,6 +73,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
     }
     for card in net::open(config)? {
         controls.nets.push(card.control());
+        controls.net_rates.push(card.rate_control());
         devices.push(Box::new(card));
     }
     Ok((devices, controls))

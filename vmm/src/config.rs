@@ -10,6 +10,7 @@ mod command;
 mod disk;
 mod mac;
 mod net;
+mod rate;
 mod rng;
 mod size;
 mod span;
@@ -25,6 +26,7 @@ pub use command::{CommandConfig, CommandError, TerminalSize};
 pub use disk::{Cache, DiskConfig, DiskError, Engine, Overlay, SERIAL_MAX};
 pub use mac::{MacAddress, MacError};
 pub use net::{MAX_QUEUES, NetConfig, NetConfigError, NetKind};
+pub use rate::{Amount, RateError, RateLimit};
 pub use rng::{RngConfig, RngError};
 pub use size::{MemorySize, MemorySizeError};
 pub use span::{Span, SpanError};
@@ -173,6 +175,7 @@ impl VmConfig {
             command.validate()?;
         }
         net::validate_all(&self.nets)?;
+        self.rng.limits()?;
         self.validate_disks()
     }
 
@@ -239,6 +242,9 @@ pub enum ConfigError {
     /// One of the disks.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The source of entropy.
+    #[error(transparent)]
+    Rng(#[from] RngError),
     /// The balloon.
     #[error(transparent)]
     Balloon(#[from] BalloonError),

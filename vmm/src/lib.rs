@@ -40,6 +40,7 @@ pub use devices;
 
 pub use builder::VmBuilder;
 pub use command::{CommandEnd, CommandHandle, CommandIo, ModulesError};
+pub use devices::rate;
 pub use devices::virtio::balloon;
 pub use error::{BuildError, EmulationFailure, KvmError, VmError};
 pub use kvm::probe;

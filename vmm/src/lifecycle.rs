@@ -18,6 +18,7 @@ use devices::io::IoThread;
 use devices::legacy::power::PowerButton;
 use devices::legacy::{MachineEvent, MachineEvents};
 use devices::mem::GuestMemory;
+use devices::rate::RateControl;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::net::NetControl;
 use rustix::event::{EventfdFlags, eventfd};
@@ -353,6 +354,24 @@ impl VmHandle {
     #[must_use]
     pub fn nets(&self) -> &[NetControl] {
         &self.controls.nets
+    }
+
+    /// The limits on each disk: the root file system first, then the others in the order of the settings.
+    #[must_use]
+    pub fn disk_rates(&self) -> &[RateControl] {
+        &self.controls.disk_rates
+    }
+
+    /// The limits on each network card, in the order of the settings.
+    #[must_use]
+    pub fn net_rates(&self) -> &[RateControl] {
+        &self.controls.net_rates
+    }
+
+    /// The limits on the source of entropy, unless the VM was built without.
+    #[must_use]
+    pub fn rng_rate(&self) -> Option<&RateControl> {
+        self.controls.rng_rate.as_ref()
     }
 
     /// The vsock, if the VM has one.

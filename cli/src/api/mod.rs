@@ -4,13 +4,14 @@
 //! socket is made before the VM is assembled, and removed when the VM has ended.
 //!
 //! ```text
-//! client ──► socket ──► client.rs: bytes ──► http.rs: request ──► routes.rs: table ──► vm.rs, balloon.rs
+//! client ──► socket ──► client.rs: bytes ──► http.rs: request ──► routes.rs: table ──► vm.rs, balloon.rs, …
 //!                                                                                        └► VmHandle
 //! ```
 
 mod balloon;
 mod client;
 mod http;
+mod rates;
 mod routes;
 mod vm;
 

@@ -8,7 +8,7 @@ use vmm::VmHandle;
 use vmm::config::VmConfig;
 
 use super::http::{Reply, Request};
-use super::{balloon, vm};
+use super::{balloon, rates, vm};
 
 /// What requests are about: a VM that runs.
 #[derive(Debug)]
@@ -23,10 +23,6 @@ pub struct Target {
 #[derive(Debug)]
 pub struct Call<'a> {
     /// The segment of the path at the route's `{}`.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "no resource is there several times yet")
-    )]
     pub id: Option<&'a str>,
     body: &'a [u8],
 }
@@ -81,6 +77,12 @@ pub const ROUTES: &[Route<Target>] = &[
     ("PATCH", "/balloon", balloon::resize),
     ("GET", "/balloon/statistics", balloon::statistics),
     ("PATCH", "/balloon/statistics", balloon::set_interval),
+    ("GET", "/drives/{}", rates::show_drive),
+    ("PATCH", "/drives/{}", rates::change_drive),
+    ("GET", "/network-interfaces/{}", rates::show_card),
+    ("PATCH", "/network-interfaces/{}", rates::change_card),
+    ("GET", "/entropy", rates::show_entropy),
+    ("PATCH", "/entropy", rates::change_entropy),
 ];
 
 /// Serves a request by the table.

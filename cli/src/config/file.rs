@@ -79,11 +79,11 @@ cpus = 2
 mem = "1G"
 no-acpi = false
 rootfs = "img.ext4,ro"
-disk = ["a.img", { path = "b.img", serial = "b" }]
-rng = "off"
+disk = ["a.img", { path = "b.img", serial = "b", bps = "10M", iops = 100 }]
+rng = "bps=64K"
 balloon = "size=64M,deflate-on-oom=off"
 vsock = "cid=7,uds=v"
-net = ["tap=t0,mtu=9000,queues=2", { fd = 5, mac = "02:00:00:00:00:01" }]
+net = ["tap=t0,mtu=9000,queues=2", { fd = 5, mac = "02:00:00:00:00:01", bps = 4096, burst = 8192 }]
 console = "file=boot.log"
 api = "vm.sock"
 timeout = "90s"
@@ -98,11 +98,11 @@ log-file = "mvm.log"
     const JSON: &str = r#"
 { "kernel": "vmlinux", "append": "quiet", "cpus": 2, "mem": "1G", "no-acpi": false,
   "rootfs": { "path": "img.ext4", "ro": true },
-  "disk": ["a.img", "b.img,serial=b"],
-  "rng": { "off": true },
+  "disk": ["a.img", "b.img,serial=b,bps=10M,iops=100"],
+  "rng": { "bps": 65536 },
   "balloon": { "size": "64M", "deflate-on-oom": false },
   "vsock": { "cid": 7, "uds": "v" },
-  "net": [{ "tap": "t0", "mtu": 9000, "queues": 2 }, "fd=5,mac=02:00:00:00:00:01"],
+  "net": [{ "tap": "t0", "mtu": 9000, "queues": 2 }, "fd=5,mac=02:00:00:00:00:01,bps=4K,burst=8K"],
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
   "report": ["out.xml", "out.json"],
   "console": "file=boot.log", "api": "vm.sock", "timeout": "90s", "log-level": "debug", "log-file": "mvm.log" }"#;
@@ -119,8 +119,17 @@ log-file = "mvm.log"
             cpus: Some(2),
             mem: Some(MemorySize::mib(1024)),
             rootfs: Some(disk("img.ext4", true, None)),
-            disks: vec![disk("a.img", false, None), disk("b.img", false, Some("b"))],
-            rng: Some(RngConfig { off: true }),
+            disks: vec![
+                disk("a.img", false, None),
+                DiskConfig {
+                    rate: "bps=10M,iops=100".parse().unwrap(),
+                    ..disk("b.img", false, Some("b"))
+                },
+            ],
+            rng: Some(RngConfig {
+                rate: "bps=64K".parse().unwrap(),
+                ..RngConfig::default()
+            }),
             balloon: Some(BalloonConfig {
                 size: MemorySize::mib(64),
                 deflate_on_oom: false,
@@ -130,9 +139,12 @@ log-file = "mvm.log"
                 uds: Some("v".into()),
                 ..VsockConfig::new(7)
             }),
-            nets: ["tap=t0,mtu=9000,queues=2", "fd=5,mac=02:00:00:00:00:01"]
-                .map(|card| card.parse().unwrap())
-                .into(),
+            nets: [
+                "tap=t0,mtu=9000,queues=2",
+                "fd=5,mac=02:00:00:00:00:01,bps=4K,burst=8K",
+            ]
+            .map(|card| card.parse().unwrap())
+            .into(),
             console: Some(ConsoleEnd::File("boot.log".into()).into()),
             api: Some("vm.sock".into()),
             timeout: Some("90s".parse().unwrap()),
@@ -181,6 +193,17 @@ log-file = "mvm.log"
                 "net = [{ tap = \"t\", queue = 2 }]",
                 1,
                 "unknown field `queue`",
+            ),
+            (
+                "cpus = 1\n\n[rootfs]\npath = \"a\"\nrw = true",
+                3,
+                "unknown field `rw`",
+            ),
+            ("\nrng = { bps = \"1X\" }", 2, "'1X' is not a size"),
+            (
+                "\nrng = { iops = \"x\" }",
+                2,
+                "invalid type: string \"x\", expected u64",
             ),
             ("rootfs = 7", 1, "text as on the command line, or a table"),
             ("{ \"timeout\": \"5x\" }", 1, "'5x' is not a duration"),

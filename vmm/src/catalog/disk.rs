@@ -6,7 +6,7 @@ use std::path::Path;
 
 use devices::virtio::block::{self, Block, Keep, Options};
 
-use crate::config::{Cache, DiskConfig, Engine, Overlay, VmConfig};
+use crate::config::{Cache, ConfigError, DiskConfig, Engine, Overlay, VmConfig};
 use crate::error::BuildError;
 
 /// All disks, the root file system first: opened, checked and locked. Nothing is changed yet.
@@ -27,6 +27,7 @@ pub(super) fn open(config: &VmConfig) -> Result<Vec<Block>, BuildError> {
 }
 
 fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
+    let limits = disk.limits().map_err(ConfigError::from)?;
     let options = Options {
         read_only: disk.read_only,
         engine: engine(disk.engine),
@@ -41,7 +42,9 @@ fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
         Some(serial) => serial.clone(),
         None => block::id_of(&disk.path),
     };
-    Ok(Block::new(image, &id))
+    let block = Block::new(image, &id);
+    block.rate_control().set(limits);
+    Ok(block)
 }
 
 fn engine(engine: Engine) -> block::Engine {

@@ -5,7 +5,7 @@ use std::fs;
 use devices::virtio::net::tap::{self, OpenTap};
 use devices::virtio::net::{Net, NetSettings};
 
-use crate::config::{MacAddress, NetConfig, NetKind, VmConfig};
+use crate::config::{ConfigError, MacAddress, NetConfig, NetKind, VmConfig};
 use crate::error::BuildError;
 
 /// All cards, in the order of the settings.
@@ -14,11 +14,14 @@ pub(super) fn open(config: &VmConfig) -> Result<Vec<Net>, BuildError> {
 }
 
 fn open_card(card: &NetConfig) -> Result<Net, BuildError> {
+    let limits = card.limits().map_err(ConfigError::from)?;
     let tap = match &card.kind {
         NetKind::Tap { name, queues } => tap::open(name, *queues, card.mtu)?,
         NetKind::TapFds { fds } => tap::open_fds(fds, card.mtu)?,
     };
-    on_tap(tap, card.mac)
+    let net = on_tap(tap, card.mac)?;
+    net.rate_control().set(limits);
+    Ok(net)
 }
 
 fn on_tap(tap: OpenTap, mac: Option<MacAddress>) -> Result<Net, BuildError> {

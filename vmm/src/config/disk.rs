@@ -4,10 +4,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use devices::rate::Limits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::list::{Choice, ListError, OptionList, escape};
+use super::rate::{RateError, RateLimit};
 
 /// Virtio 1.2 §5.2.6, VIRTIO_BLK_T_GET_ID: the id string is at most 20 bytes.
 pub const SERIAL_MAX: usize = 20;
@@ -34,6 +36,9 @@ pub struct DiskConfig {
     /// What the guest writes goes there, and the image stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<Overlay>,
+    /// How much it reads and writes at most.
+    #[serde(flatten)]
+    pub rate: RateLimit,
 }
 
 /// Where what the guest writes is kept, apart from the image. In a table it is `overlay = true` or
@@ -137,6 +142,14 @@ pub enum DiskError {
         "disk {0} cannot be 'ro' and have an overlay, which is for what the guest writes; leave one out"
     )]
     ReadOnlyOverlay(String),
+    /// A limit of its rate.
+    #[error("disk {path}: {source}")]
+    Rate {
+        /// Which disk.
+        path: String,
+        /// What is wrong with it.
+        source: RateError,
+    },
     /// A serial number of no bytes, or of too many.
     #[error("serial '{serial}' of disk {path} is {len} bytes; it can have 1 to {SERIAL_MAX}")]
     SerialLength {
@@ -167,7 +180,19 @@ impl DiskConfig {
             engine: Engine::default(),
             cache: Cache::default(),
             overlay: None,
+            rate: RateLimit::default(),
         }
+    }
+
+    /// The limits of its rate, as devices have them.
+    ///
+    /// # Errors
+    /// They make no sense.
+    pub fn limits(&self) -> Result<Limits, DiskError> {
+        self.rate.limits().map_err(|source| DiskError::Rate {
+            path: self.path.display().to_string(),
+            source,
+        })
     }
 
     /// The files it needs, and whether it writes to each.
@@ -192,11 +217,12 @@ impl DiskConfig {
     /// Checks what can be known without opening the image.
     ///
     /// # Errors
-    /// An empty path, or a serial number the guest could not be given.
+    /// An empty path, a limit that is none, or a serial number the guest could not be given.
     pub fn validate(&self) -> Result<(), DiskError> {
         if self.path.as_os_str().is_empty() {
             return Err(DiskError::EmptyPath);
         }
+        self.limits()?;
         let path = self.path.display().to_string();
         if matches!(&self.overlay, Some(Overlay::File(file)) if file.as_os_str().is_empty()) {
             return Err(DiskError::EmptyOverlay(path));
@@ -233,7 +259,7 @@ impl FromStr for DiskConfig {
         }
         let (path, mut list) = OptionList::with_head(text)?;
         let disk = Self {
-            path: path.into(),
+            path: path.clone().into(),
             read_only: list.switch("ro")?,
             serial: list.value("serial")?,
             engine: list.choice("engine")?,
@@ -242,6 +268,10 @@ impl FromStr for DiskConfig {
                 None => Overlay::Memory,
                 Some(file) => Overlay::File(file.into()),
             }),
+            rate: RateLimit::take(&mut list).map_err(|source| match source {
+                RateError::List(error) => DiskError::List(error),
+                source => DiskError::Rate { path, source },
+            })?,
         };
         list.finish()?;
         disk.validate()?;
@@ -271,6 +301,9 @@ impl fmt::Display for DiskConfig {
             Some(Overlay::File(file)) => {
                 write!(f, ",overlay={}", escape(&file.to_string_lossy()))?;
             }
+        }
+        if !self.rate.is_none() {
+            write!(f, ",{}", self.rate)?;
         }
         Ok(())
     }
@@ -321,6 +354,13 @@ mod tests {
                     ..DiskConfig::new("a.img")
                 },
             ),
+            (
+                "a.img,bps=100M,iops=1000,burst=10M",
+                DiskConfig {
+                    rate: "bps=100M,iops=1000,burst=10M".parse().unwrap(),
+                    ..DiskConfig::new("a.img")
+                },
+            ),
         ] {
             assert_eq!(text.parse::<DiskConfig>().unwrap(), disk);
             assert_eq!(disk.to_string(), text);
@@ -336,7 +376,7 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay, bps, iops, burst",
             ),
             (
                 "a.img,overlay=",

@@ -1,15 +1,18 @@
-//! A network card, and its command-line form `tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N]`.
+//! A network card, and its command-line form
+//! `tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N][,bps=SIZE][,iops=N][,burst=SIZE]`.
 
 use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
+use devices::rate::Limits;
 use devices::virtio::net::{MAX_PAIRS, tap};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::list::{ListError, OptionList, escape};
 use super::mac::{MacAddress, MacError};
+use super::rate::{RateError, RateLimit};
 
 /// The most queue pairs of a card.
 pub const MAX_QUEUES: u16 = MAX_PAIRS;
@@ -29,6 +32,8 @@ pub struct NetConfig {
     pub mac: Option<MacAddress>,
     /// The largest packet; by default the other end's. A tap's is changed if it is another.
     pub mtu: Option<u16>,
+    /// How much it receives at most, and sends at most.
+    pub rate: RateLimit,
 }
 
 /// Where the frames of a card go to.
@@ -82,6 +87,9 @@ pub enum NetConfigError {
     /// The address.
     #[error(transparent)]
     Mac(#[from] MacError),
+    /// A limit of its rate.
+    #[error("network card: {0}")]
+    Rate(#[source] RateError),
     /// Two cards on one tap.
     #[error("tap {0} is given twice; each network card needs a tap of its own")]
     TapTwice(String),
@@ -103,7 +111,16 @@ impl NetConfig {
             },
             mac: None,
             mtu: None,
+            rate: RateLimit::default(),
         }
+    }
+
+    /// The limits of its rate, as devices have them.
+    ///
+    /// # Errors
+    /// They make no sense.
+    pub fn limits(&self) -> Result<Limits, NetConfigError> {
+        self.rate.limits().map_err(NetConfigError::Rate)
     }
 
     /// Checks what can be known without touching the host.
@@ -128,6 +145,7 @@ impl NetConfig {
             }
             NetKind::Tap { .. } | NetKind::TapFds { .. } => {}
         }
+        self.limits()?;
         match self.mtu {
             Some(mtu) if !(MIN_MTU..=MAX_MTU).contains(&mtu) => {
                 Err(NetConfigError::Mtu(mtu.to_string()))
@@ -192,6 +210,10 @@ impl FromStr for NetConfig {
         let (tap, fd) = (list.value("tap")?, list.value("fd")?);
         let (mac, mtu) = (list.value("mac")?, list.value("mtu")?);
         let queues = list.value("queues")?;
+        let rate = RateLimit::take(&mut list).map_err(|error| match error {
+            RateError::List(error) => NetConfigError::List(error),
+            error => NetConfigError::Rate(error),
+        })?;
         list.finish()?;
         let fds = |text: String| {
             let numbers: Result<Vec<RawFd>, _> = text.split(':').map(str::parse).collect();
@@ -203,6 +225,7 @@ impl FromStr for NetConfig {
             mac: mac.map(|text| text.parse()).transpose()?,
             mtu: number(mtu, NetConfigError::Mtu)?,
             queues: number(queues, NetConfigError::Queues)?,
+            rate,
         })?;
         card.validate()?;
         Ok(card)
@@ -231,8 +254,12 @@ impl fmt::Display for NetConfig {
             write!(f, ",mtu={mtu}")?;
         }
         match self.kind {
-            NetKind::Tap { queues, .. } if queues != 1 => write!(f, ",queues={queues}"),
-            _ => Ok(()),
+            NetKind::Tap { queues, .. } if queues != 1 => write!(f, ",queues={queues}")?,
+            _ => {}
+        }
+        match self.rate.is_none() {
+            true => Ok(()),
+            false => write!(f, ",{}", self.rate),
         }
     }
 }
@@ -251,6 +278,8 @@ struct Table {
     mtu: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     queues: Option<u16>,
+    #[serde(flatten)]
+    rate: RateLimit,
 }
 
 /// `fd = 3` or `fd = [3, 4]`.
@@ -279,16 +308,17 @@ impl TryFrom<Table> for NetConfig {
             kind,
             mac: table.mac,
             mtu: table.mtu,
+            rate: table.rate,
         })
     }
 }
 
 impl From<NetConfig> for Table {
     fn from(card: NetConfig) -> Self {
-        let (mac, mtu) = (card.mac, card.mtu);
         let table = Self {
-            mac,
-            mtu,
+            mac: card.mac,
+            mtu: card.mtu,
+            rate: card.rate,
             ..Self::default()
         };
         match card.kind {
@@ -335,10 +365,15 @@ mod tests {
                 kind,
                 mac: mac.map(|text| text.parse().unwrap()),
                 mtu,
+                rate: RateLimit::default(),
             };
             assert_eq!(text.parse::<NetConfig>().unwrap(), card);
             assert_eq!(card.to_string(), text);
         }
+        let text = "tap=t,queues=2,bps=1M,iops=100,burst=64K";
+        let card: NetConfig = text.parse().unwrap();
+        assert_eq!(card.rate, "bps=1M,iops=100,burst=64K".parse().unwrap());
+        assert_eq!(card.to_string(), text);
     }
 
     #[test]
@@ -379,6 +414,10 @@ mod tests {
                     .to_owned(),
             ),
             (
+                "tap=t,bps=0".to_owned(),
+                "network card: bps=0 is no rate; it can be 1K to 1T a second, or be left out for no limit".to_owned(),
+            ),
+            (
                 "tap=t,mac=01:00:00:00:00:00".to_owned(),
                 "MAC address 01:00:00:00:00:00 is a multicast address; the first byte of a card's is even, such \
                  as 02"
@@ -386,7 +425,7 @@ mod tests {
             ),
             (
                 "tap=t,mac=02:00:00:00:00:01,macc=x".to_owned(),
-                "unknown key 'macc', did you mean 'mac'?; known keys: tap, fd, mac, mtu, queues".to_owned(),
+                "unknown key 'macc', did you mean 'mac'?; known keys: tap, fd, mac, mtu, queues, bps, iops, burst".to_owned(),
             ),
         ];
         for (text, message) in cases {
