@@ -10,6 +10,7 @@ mod hvc;
 mod library;
 mod net;
 mod overlay;
+mod rate;
 mod refusals;
 mod rng;
 mod runs;
@@ -58,6 +59,7 @@ pub fn all() -> Vec<Test> {
         runs::tests,
         vsock::tests,
         net::tests,
+        rate::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
     tests.sort_by_key(|test| std::cmp::Reverse(test.limit));
