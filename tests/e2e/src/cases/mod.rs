@@ -15,6 +15,7 @@ mod refusals;
 mod rng;
 mod runs;
 mod terminal;
+mod user_net;
 mod vsock;
 
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub fn all() -> Vec<Test> {
         balloon::tests,
         library::tests,
         overlay::tests,
+        user_net::tests,
         refusals::tests,
         runs::tests,
         vsock::tests,
