@@ -30,7 +30,7 @@ const KVM_PACKAGE: &str = "mvm-vmm";
 const EXAMPLES: [&str; 2] = ["command", "custom_device"];
 
 /// In seconds; a lab with all the end-to-end tests in it takes less than this by far.
-const LAB_LIMIT: &str = "1200";
+const LAB_LIMIT: &str = "2400";
 
 /// For each fuzz target: enough to go through the seeds and to see what is easily found.
 const FUZZ_SECONDS: u32 = 10;
