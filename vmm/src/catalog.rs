@@ -16,7 +16,6 @@ use devices::virtio::rng::Rng;
 
 use crate::config::{ConfigError, VmConfig, VsockConfig};
 use crate::error::BuildError;
-use crate::net::Starting;
 use crate::vsock::{self, Vsock};
 
 /// Devices in the order of their slots: the guest finds them in this order.
@@ -43,20 +42,10 @@ pub(crate) struct Controls {
     pub rng_rate: Option<RateControl>,
 }
 
-/// What the settings come to.
-pub(crate) struct Opened {
-    pub devices: Devices,
-    pub controls: Controls,
-    /// Helper processes that have been begun, to be waited for before the guest runs.
-    pub helpers: Vec<Starting>,
-}
-
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
 /// first of all.
-pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
+pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError> {
     let mut controls = Controls::default();
-    // Helpers start while the rest is opened.
-    let (cards, helpers) = net::open(config)?;
     let mut devices = Devices::new();
     for disk in disk::open(config)? {
         controls.disks.push(disk.control());
@@ -82,16 +71,12 @@ pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
         controls.vsock = Some(vsock);
         devices.push(Box::new(device));
     }
-    for card in cards {
+    for card in net::open(config)? {
         controls.nets.push(card.control());
         controls.net_rates.push(card.rate_control());
         devices.push(Box::new(card));
     }
-    Ok(Opened {
-        devices,
-        controls,
-        helpers,
-    })
+    Ok((devices, controls))
 }
 
 fn open_balloon(config: &VmConfig) -> Result<Balloon, BuildError> {

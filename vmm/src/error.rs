@@ -17,7 +17,6 @@ use crate::command::ModulesError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 pub use crate::kvm::vm::KvmError;
-use crate::net::UserNetError;
 use crate::socket::SocketError;
 pub use crate::vcpu::EmulationFailure;
 
@@ -57,9 +56,6 @@ pub enum BuildError {
     /// A tap cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// A user-mode network.
-    #[error(transparent)]
-    UserNet(#[from] UserNetError),
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),

@@ -9,7 +9,6 @@ mod context;
 mod lan;
 mod pty;
 mod runner;
-mod servers;
 mod vm;
 
 use std::path::PathBuf;

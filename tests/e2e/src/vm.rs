@@ -135,7 +135,6 @@ pub struct Mvm<'a> {
     command: Vec<OsString>,
     reading_rest: Duration,
     user: Option<u32>,
-    environment: Vec<(&'static str, OsString)>,
 }
 
 impl<'a> Mvm<'a> {
@@ -149,7 +148,6 @@ impl<'a> Mvm<'a> {
             command: Vec::new(),
             reading_rest: Duration::ZERO,
             user: None,
-            environment: Vec::new(),
         }
     }
 
@@ -207,13 +205,6 @@ impl<'a> Mvm<'a> {
         self
     }
 
-    /// Sets a variable of its environment.
-    #[must_use]
-    pub fn env(mut self, key: &'static str, value: impl AsRef<OsStr>) -> Self {
-        self.environment.push((key, value.as_ref().to_owned()));
-        self
-    }
-
     /// Runs it as another user, who is in the group of the same number and in no other.
     #[must_use]
     pub fn user(mut self, user: u32) -> Self {
@@ -257,7 +248,6 @@ impl<'a> Mvm<'a> {
         }
         let mut child = command
             .args(self.finish())
-            .envs(self.environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -362,11 +352,6 @@ impl Vm {
     /// Ends its input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// Sends a signal.

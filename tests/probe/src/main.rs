@@ -10,10 +10,8 @@
 //! probe vsock pour PORT                 send to the host without end
 //! probe vsock refused PORT              connect where nobody listens
 //! probe vsock cid                       say the guest's address
-//! probe echo PORT                       say over TCP and UDP what is heard at the port
 //! ```
 
-mod echo;
 mod vsock;
 
 use std::env;
@@ -25,7 +23,6 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["vsock", ref words @ ..] => vsock::run(words),
-        ["echo", port] => port.parse().map_err(io::Error::other).and_then(echo::run),
         _ => Err(io::Error::other("there is no such probe")),
     };
     match result {

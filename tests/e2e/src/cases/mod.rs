@@ -15,7 +15,6 @@ mod refusals;
 mod rng;
 mod runs;
 mod terminal;
-mod user_net;
 mod vsock;
 
 use std::time::Duration;
@@ -56,7 +55,6 @@ pub fn all() -> Vec<Test> {
         balloon::tests,
         library::tests,
         overlay::tests,
-        user_net::tests,
         refusals::tests,
         runs::tests,
         vsock::tests,
