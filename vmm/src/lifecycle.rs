@@ -9,7 +9,7 @@
 //! Whoever ends the VM first decides how it ended; everybody else finds it over. The vCPU threads are
 //! then kicked out of the guest, and [`Running::wait`] joins them.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,13 +21,13 @@ use devices::mem::GuestMemory;
 use devices::rate::RateControl;
 use devices::virtio::balloon::BalloonControl;
 use devices::virtio::net::NetControl;
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::catalog::Controls;
 use crate::command::{CommandEnd, CommandHandle, CommandLine};
 use crate::console::{ConsoleGuard, FLUSH_LIMIT};
 use crate::error::VmError;
 use crate::events::{EventKind, EventNotes};
+use crate::flag::Flag;
 use crate::halt::HaltWatch;
 use crate::kvm::vm::KvmVm;
 use crate::threads::Threads;
@@ -71,8 +71,8 @@ pub(crate) struct Lifecycle {
     over: AtomicBool,
     /// Set once, by whoever was first; taken by `wait`.
     outcome: Mutex<Option<Outcome>>,
-    /// Readable once the VM is over.
-    ended: OwnedFd,
+    /// Raised once the VM is over.
+    ended: Flag,
     /// The vCPU threads, from `run` to `wait`; whoever ends the VM kicks them.
     vcpus: Mutex<Vec<JoinHandle<()>>>,
     memory: GuestMemory,
@@ -91,7 +91,7 @@ impl Lifecycle {
         Ok(Self {
             over: AtomicBool::new(false),
             outcome: Mutex::new(None),
-            ended: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            ended: Flag::new()?,
             vcpus: Mutex::new(Vec::new()),
             memory,
             watch: HaltWatch::new()?,
@@ -116,8 +116,7 @@ impl Lifecycle {
             self.over.store(true, Ordering::Release);
         }
         self.kick();
-        // An eventfd written once cannot be full.
-        let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
+        self.ended.raise();
     }
 
     /// Tells whoever follows the VM.

@@ -23,7 +23,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -414,11 +414,8 @@ fn null() -> Result<OwnedFd, RunError> {
 fn input(stdin: Stdio) -> Result<(Option<PipeWriter>, OwnedFd), RunError> {
     Ok(match stdin {
         Stdio::Inherit => {
-            let own = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 0);
-            (
-                None,
-                own.map_err(|errno| host("standard input")(errno.into()))?,
-            )
+            let own = io::stdin().as_fd().try_clone_to_owned();
+            (None, own.map_err(host("a standard stream"))?)
         }
         Stdio::Null => (None, null()?),
         Stdio::Fd(fd) => (None, fd),
@@ -429,10 +426,7 @@ fn input(stdin: Stdio) -> Result<(Option<PipeWriter>, OwnedFd), RunError> {
     })
 }
 
-fn output(
-    stdio: Stdio,
-    inherited: impl std::os::fd::AsFd,
-) -> Result<(Option<PipeReader>, OwnedFd), RunError> {
+fn output(stdio: Stdio, inherited: impl AsFd) -> Result<(Option<PipeReader>, OwnedFd), RunError> {
     Ok(match stdio {
         Stdio::Inherit => {
             let own = inherited.as_fd().try_clone_to_owned();

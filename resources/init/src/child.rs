@@ -9,9 +9,9 @@ use core::ptr;
 
 use init_lib::spec::{self, key};
 use init_lib::{Mux, Stream};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, fcntl_getfd, ioctl_fionbio, read, write};
+use rustix::io::{Errno, ioctl_fionbio, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
@@ -291,12 +291,10 @@ fn list(strings: &[CString]) -> Vec<*const c_char> {
 pub fn occupy_stdio() {
     let flags = OFlags::RDWR;
     while let Ok(null) = openat(CWD, "/dev/null", flags, Mode::empty()) {
-        use rustix::fd::{AsRawFd, IntoRawFd};
         if null.as_raw_fd() > 2 {
             return;
         }
         // Stays open for good.
-        let _ = fcntl_getfd(&null);
         let _ = null.into_raw_fd();
     }
 }

@@ -11,9 +11,10 @@ use devices::irq::IrqLine;
 use devices::legacy::serial::SerialPort;
 
 use super::session::{Session, SessionParts};
-use super::{CommandEnd, CommandHandle, CommandIo, VSOCK_PORT, event};
+use super::{CommandEnd, CommandHandle, CommandIo, VSOCK_PORT};
 use crate::console::{AttachedConsole, Console, ConsoleGuard, FLUSH_LIMIT};
 use crate::error::BuildError;
+use crate::flag::Flag;
 use crate::lifecycle::Lifecycle;
 use crate::threads::Threads;
 use crate::vsock::Vsock;
@@ -43,7 +44,7 @@ impl CommandLine {
         };
         let (near, far) = UnixStream::pair().map_err(device)?;
         let (orders, inbox) = channel();
-        let wake = Arc::new(event().map_err(device)?);
+        let wake = Arc::new(Flag::new().map_err(device)?);
         // It fails only if somebody else listens there, and nobody has had the vsock before.
         let listener = vsock.and_then(|vsock| vsock.listen(VSOCK_PORT).ok());
         Ok(Self {

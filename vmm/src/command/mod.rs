@@ -24,10 +24,10 @@ use std::sync::mpsc::Sender;
 
 use init_lib::Control;
 use init_lib::spec::{self, key};
-use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use crate::config::{CommandConfig, VmConfig};
+use crate::flag::Flag;
 pub(crate) use line::CommandLine;
 
 /// The host's vsock port that the guest's init connects to: "mvm" in ASCII.
@@ -96,7 +96,7 @@ impl CommandEnd {
 #[derive(Debug, Clone)]
 pub struct CommandHandle {
     orders: Sender<Control>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Flag>,
 }
 
 impl CommandHandle {
@@ -112,15 +112,9 @@ impl CommandHandle {
 
     fn order(&self, control: Control) {
         if self.orders.send(control).is_ok() {
-            // A counter that is full wakes as well.
-            let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+            self.wake.raise();
         }
     }
-}
-
-fn event() -> io::Result<OwnedFd> {
-    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    Ok(eventfd(0, flags)?)
 }
 
 /// Why the modules of a directory cannot be brought along.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -43,7 +44,14 @@ const INDICES: [&str; 3] = ["modules.dep", "modules.alias", "modules.softdep"];
 /// Adds what is wanted of `directory`, and all that needs.
 pub(super) fn add(archive: &mut Archive, directory: &Path) -> Result<(), ModulesError> {
     let read = |file: &Path| {
-        fs::read(directory.join(file)).map_err(|source| ModulesError::Read {
+        let contents = fs::read(directory.join(file)).and_then(|contents| {
+            // The archive's format counts in 32 bits.
+            match u32::try_from(contents.len()) {
+                Ok(_) => Ok(contents),
+                Err(_) => Err(io::ErrorKind::FileTooLarge.into()),
+            }
+        });
+        contents.map_err(|source| ModulesError::Read {
             directory: directory.to_owned(),
             file: file.display().to_string(),
             source,

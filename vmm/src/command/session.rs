@@ -2,7 +2,7 @@
 //! and sees to it that the VM is over then too.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::{CommandEnd, CommandIo};
 use crate::console::FLUSH_LIMIT;
 use crate::events::EventKind;
+use crate::flag::Flag;
 use crate::lifecycle::{ExitReason, Lifecycle};
 use crate::threads::Threads;
 use crate::vsock::VsockListener;
@@ -41,8 +42,8 @@ pub(super) struct SessionParts {
     pub streams: CommandIo,
     /// What the command's handles say.
     pub inbox: Receiver<Control>,
-    /// Readable when they have said something.
-    pub wake: Arc<OwnedFd>,
+    /// Raised when they have said something.
+    pub wake: Arc<Flag>,
 }
 
 /// The thread.
@@ -87,7 +88,7 @@ struct Body {
     streams: Option<CommandIo>,
     lifecycle: Arc<Lifecycle>,
     inbox: Receiver<Control>,
-    wake: Arc<OwnedFd>,
+    wake: Arc<Flag>,
     /// The guest has said that the command runs; that it says so again is of no interest.
     started: bool,
     end: Option<CommandEnd>,
@@ -162,7 +163,7 @@ impl Body {
                 limit = Some(Instant::now() + FLUSH_LIMIT);
             }
             if woken {
-                let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+                self.wake.lower();
                 self.inbox.try_iter().for_each(|order| mux.say(order));
             }
             for control in heard {
