@@ -252,6 +252,11 @@ impl Attack {
         }
     }
 
+    /// Whether what was done to the device is anybody's guess, and may have been a rightful request.
+    pub(super) fn is_fuzzed(&self) -> bool {
+        matches!(self.engine, Engine::Loop(..))
+    }
+
     /// Asserts that the device, whatever was done to it, serves again after a reset.
     pub fn assert_recovers(&mut self) {
         self.machine.set(reg::STATUS, 0);
