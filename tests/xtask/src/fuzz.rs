@@ -56,8 +56,8 @@ pub fn fuzz(options: &Options) -> Result<bool> {
     match &options.name {
         Some(name) => one(name, options),
         None if options.all => {
-            let outcomes = all(options.seconds.unwrap_or(10), options.asan)?;
-            Ok(outcomes.iter().all(|outcome| *outcome))
+            let targets = all(options.seconds.unwrap_or(10), options.asan)?;
+            Ok(targets.iter().all(Option::is_none))
         }
         None => {
             print!("{}", list()?);
@@ -67,8 +67,8 @@ pub fn fuzz(options: &Options) -> Result<bool> {
     }
 }
 
-/// Fuzzes each target for so many seconds, which begins from its seeds; for each, whether nothing was found.
-pub fn all(seconds: u32, asan: bool) -> Result<Vec<bool>> {
+/// Fuzzes each target for so many seconds, which begins from its seeds; for each, what was found, in some lines.
+pub fn all(seconds: u32, asan: bool) -> Result<Vec<Option<Vec<String>>>> {
     let build = Build::new(asan)?;
     let list = list()?;
     let names: Vec<&str> = list
@@ -83,9 +83,9 @@ pub fn all(seconds: u32, asan: bool) -> Result<Vec<bool>> {
             let Some(name) = next.lock().ok().and_then(|mut names| names.next()) else {
                 return Ok(());
             };
-            let well = build.bounded(name, seconds)?;
+            let found = build.bounded(name, seconds)?;
             if let Ok(mut outcomes) = outcomes.lock() {
-                outcomes.push(well);
+                outcomes.push(found);
             }
         }
     };
@@ -219,8 +219,8 @@ impl Build {
         Ok(command)
     }
 
-    /// Fuzzes a target for a while, its words kept in a file; whether nothing was found.
-    fn bounded(&self, name: &str, seconds: u32) -> Result<bool> {
+    /// Fuzzes a target for a while, its words kept in a file; what was found, and the input itself in Base64.
+    fn bounded(&self, name: &str, seconds: u32) -> Result<Option<Vec<String>>> {
         let path = home().join(format!("{name}.log"));
         let log = File::create(&path)?;
         let mut command = self.command(name)?;
@@ -234,10 +234,17 @@ impl Build {
         let said = String::from_utf8_lossy(&said);
         if status.success() {
             println!("fuzz {name}: {}", summary(&said));
-        } else {
-            println!("{}\n{}", tail_of(&said, &path), found(name)?);
+            return Ok(None);
         }
-        Ok(status.success())
+        let found = found(name)?;
+        println!("{}\n{found}", tail_of(&said, &path));
+        let mut lines = vec![found];
+        let panic = said
+            .lines()
+            .skip_while(|line| !line.contains(" panicked at "));
+        let input = said.lines().filter(|line| line.starts_with("Base64: "));
+        lines.extend(panic.take(3).chain(input).map(str::to_owned));
+        Ok(Some(lines))
     }
 }
 

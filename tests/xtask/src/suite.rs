@@ -34,13 +34,20 @@ const LAB_LIMIT: &str = "2400";
 /// For each fuzz target: enough to go through the seeds and to see what is easily found.
 const FUZZ_SECONDS: u32 = 10;
 
-/// How many tests went which way.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+/// How many tests went which way, and what is known of those that failed.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Count {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// The last words of each failure, the name first: the output of a whole run is long, and its end is what is read.
+    failures: Vec<Vec<String>>,
+    /// Whether the lines that come now belong to the last of the failures.
+    in_failure: bool,
 }
+
+/// Lines that are kept of a failure.
+const WORDS: usize = 12;
 
 /// Which tests to run; all of them where nothing is said.
 #[derive(Debug, clap::Args)]
@@ -61,17 +68,22 @@ pub fn suite(options: &Options) -> Result<bool> {
     if !options.e2e {
         let mut cargo = workspace::cargo_command(&["test", "--workspace", "--no-fail-fast"]);
         well &= counted(&mut cargo, &mut count)?;
-        for outcome in fuzz::all(FUZZ_SECONDS, false)? {
-            well &= outcome;
-            *if outcome {
-                &mut count.passed
-            } else {
-                &mut count.failed
-            } += 1;
+        for target in fuzz::all(FUZZ_SECONDS, false)? {
+            match target {
+                None => count.passed += 1,
+                Some(found) => {
+                    well = false;
+                    count.failed += 1;
+                    count.failures.push(found);
+                }
+            }
         }
     }
     well &= end_to_end(&options.filter, !options.e2e, &mut count)?;
     println!("all tests took {}", Seconds(start.elapsed()));
+    for failure in &count.failures {
+        println!("failed: {}", failure.join("\n    "));
+    }
     println!(
         "{} passed, {} failed, {} skipped",
         count.passed, count.failed, count.skipped
@@ -237,7 +249,9 @@ fn counted(command: &mut Command, count: &mut Count) -> Result<bool> {
         let mut out = io::stdout().lock();
         out.write_all(&line)?;
         out.write_all(b"\n")?;
-        count.add_line(&String::from_utf8_lossy(&line));
+        let line = String::from_utf8_lossy(&line);
+        count.add_line(&line);
+        count.add_failure(line.trim_end());
     }
     Ok(child.wait()?.success())
 }
@@ -248,6 +262,7 @@ impl Count {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures.extend(other.failures);
     }
 
     /// Adds the counts of a line that sums up: cargo's (`test result: ok. 3 passed; 0 failed; 1 ignored; …`) or that
@@ -268,6 +283,32 @@ impl Count {
         self.passed += sum("passed");
         self.failed += sum("failed");
         self.skipped += sum("ignored") + sum("skipped");
+    }
+
+    /// Keeps a line that tells of a failure: cargo's section of a test's output (`---- name stdout ----` up to the next
+    /// section), or that of an end-to-end test (`test name ... FAILED (1.0 s)`, and what is indented after it).
+    fn add_failure(&mut self, line: &str) {
+        let section = line
+            .strip_prefix("---- ")
+            .and_then(|line| line.strip_suffix(" stdout ----"));
+        let end_to_end = line
+            .strip_prefix("test ")
+            .filter(|line| line.contains(" ... FAILED ("));
+        if let Some(name) = section.or(end_to_end) {
+            self.failures.push(vec![name.to_owned()]);
+            self.in_failure = true;
+        } else if ["failures:", "test ", "failed: "]
+            .iter()
+            .any(|end| line.starts_with(end))
+        {
+            self.in_failure = false;
+        } else if self.in_failure
+            && !line.is_empty()
+            && let Some(failure) = self.failures.last_mut()
+            && failure.len() <= WORDS
+        {
+            failure.push(line.trim_start().to_owned());
+        }
     }
 }
 
@@ -292,7 +333,44 @@ mod tests {
             passed: 9,
             failed: 3,
             skipped: 3,
+            ..Count::default()
         };
         assert_eq!(count, expected);
+    }
+
+    #[test]
+    fn a_failure_is_told_with_its_words() {
+        let mut count = Count::default();
+        for line in [
+            "test a ... FAILED",
+            "test b ... ok",
+            "failures:",
+            "",
+            "---- a stdout ----",
+            "",
+            "thread 'a' panicked at src/lib.rs:1:1:",
+            "one is not two",
+            "",
+            "failures:",
+            "    a",
+            "",
+            "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test boot::x ... FAILED (1.0 s)",
+            "    no prompt",
+            "test boot::y ... ok (1.0 s)",
+            "    5 MB",
+            "failed: boot::x",
+        ] {
+            count.add_failure(line);
+        }
+        let expected = [
+            vec![
+                "a",
+                "thread 'a' panicked at src/lib.rs:1:1:",
+                "one is not two",
+            ],
+            vec!["boot::x ... FAILED (1.0 s)", "no prompt"],
+        ];
+        assert_eq!(count.failures, expected);
     }
 }
