@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Descriptors other than the channel may be blocking: a source is read only when there is something, and
-//! a sink given at most what a pipe that is ready must take. One thread owns a mux; its memory is
+//! a blocking sink given at most what a pipe that is ready must take. One thread owns a mux; its memory is
 //! allocated when it is made.
 
-use alloc::collections::VecDeque;
+mod sink;
+
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -19,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{Errno, read, write};
 
+use self::sink::Sink;
 use crate::frame::{Control, Decoder, Frame, HEADER, MAX_PAYLOAD, Malformed, Stream};
 
 /// Bytes of one stream that may be under way.
@@ -27,9 +29,6 @@ pub const WINDOW: u32 = 256 * 1024;
 const PORTION: u32 = WINDOW / 4;
 /// No more data is read while so much waits for the channel.
 const BACKLOG: usize = 4 * MAX_PAYLOAD;
-/// POSIX promises that a pipe which polls writable takes this much (`PIPE_BUF`).
-const GULP: usize = 4096;
-
 /// Why a channel cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MuxError {
@@ -64,17 +63,6 @@ enum End {
         credit: u32,
     },
     Sink(Sink),
-}
-
-#[derive(Debug)]
-struct Sink {
-    /// None once nobody reads it.
-    fd: Option<OwnedFd>,
-    waiting: VecDeque<u8>,
-    /// Taken by the sink, and the peer does not know yet.
-    owed: u32,
-    /// The peer has sent all of it.
-    ended: bool,
 }
 
 /// What a wait found.
@@ -119,12 +107,7 @@ impl Mux {
 
     /// Writes what arrives of `stream` to `fd`.
     pub fn sink(&mut self, stream: Stream, fd: OwnedFd) {
-        self.ends[stream as usize] = End::Sink(Sink {
-            fd: Some(fd),
-            waiting: VecDeque::with_capacity(WINDOW as usize),
-            owed: 0,
-            ended: false,
-        });
+        self.ends[stream as usize] = End::Sink(Sink::new(fd));
     }
 
     /// Says something to the peer. It goes out with the next [`step`](Self::step)s.
@@ -193,8 +176,13 @@ impl Mux {
         if channel.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
             self.receive(heard)?;
         }
+        self.give_credit();
         // Tried without asking: it is nearly always possible.
         self.transmit()?;
+        // There may be room only now, and nothing else would come of it.
+        if self.give_credit() {
+            self.transmit()?;
+        }
         Ok(also)
     }
 
@@ -269,9 +257,6 @@ impl Mux {
                     sink.fd = None;
                     sink.waiting.clear();
                     Frame::Closed(stream).encode(&mut self.out);
-                } else if sink.owed >= PORTION {
-                    Frame::Credit(stream, sink.owed).encode(&mut self.out);
-                    sink.owed = 0;
                 }
                 self.tidy(stream);
                 Ok(())
@@ -319,6 +304,23 @@ impl Mux {
         {
             *end = End::None;
         }
+    }
+
+    /// Tells the peer what the sinks have taken, unless it leaves unread what it was told before; whether
+    /// there is news.
+    fn give_credit(&mut self) -> bool {
+        let mut news = false;
+        for (stream, end) in Stream::ALL.into_iter().zip(&mut self.ends) {
+            if let End::Sink(sink) = end
+                && sink.owed >= PORTION
+                && self.out.len() < BACKLOG
+            {
+                Frame::Credit(stream, sink.owed).encode(&mut self.out);
+                sink.owed = 0;
+                news = true;
+            }
+        }
+        news
     }
 
     fn receive(&mut self, heard: &mut dyn FnMut(Control)) -> Result<(), MuxError> {
@@ -379,38 +381,6 @@ impl Mux {
         self.out.clear();
         self.sent = 0;
         Ok(())
-    }
-}
-
-impl Sink {
-    /// Keeps what arrived until the sink takes it.
-    fn take(&mut self, data: &[u8]) -> Result<(), Malformed> {
-        if self.ended {
-            return Err(Malformed("data after the end of its stream"));
-        }
-        if self.waiting.len() + data.len() > WINDOW as usize {
-            return Err(Malformed("more data than its window"));
-        }
-        if self.fd.is_some() {
-            self.waiting.extend(data);
-        }
-        Ok(())
-    }
-
-    /// Gives the sink what it must be able to take; whether it still can.
-    fn write(&mut self) -> bool {
-        let Some(fd) = &self.fd else { return false };
-        let (first, _) = self.waiting.as_slices();
-        match write(fd, &first[..first.len().min(GULP)]) {
-            Ok(count) => {
-                self.waiting.drain(..count);
-                // At most a gulp, so it fits.
-                self.owed += u32::try_from(count).unwrap_or(0);
-                true
-            }
-            Err(Errno::AGAIN | Errno::INTR) => true,
-            Err(_) => false,
-        }
     }
 }
 

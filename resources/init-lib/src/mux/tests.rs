@@ -231,3 +231,65 @@ fn other_descriptors_are_watched_along() {
     (&second.1).write_all(b"x").unwrap();
     assert_eq!(step(&mut host), [false, true]);
 }
+
+/// It writes and never reads, so what the host would tell it stays with the host.
+#[test]
+fn a_peer_that_never_reads_fills_no_memory() {
+    let (mut host, guest) = pair();
+    let mut peer = UnixStream::from(guest.channel);
+    peer.set_nonblocking(false).unwrap();
+    while write(&host.channel, &[0; 64]).is_ok() {}
+    let (out_read, out_write) = pipe().unwrap();
+    host.sink(Stream::Stdout, out_write);
+    let reader = reader(out_read);
+    let writer = thread::spawn(move || {
+        let mut frame = Vec::new();
+        Frame::Data(Stream::Stdout, &[7; MAX_PAYLOAD]).encode(&mut frame);
+        let mut sent = 0;
+        while peer.write_all(&frame).is_ok() {
+            sent += MAX_PAYLOAD;
+        }
+        sent
+    });
+    // As if it had gone on for so long that hardly any more fits.
+    host.out.resize(BACKLOG - 1, 0);
+    let error = loop {
+        if let Err(error) = host.step(&[], None, &mut nobody) {
+            break error;
+        }
+    };
+    let malformed = Malformed("more data than its window");
+    assert_eq!(error, MuxError::Malformed(malformed));
+    assert!(host.out.len() < BACKLOG + 64, "{}", host.out.len());
+    drop(host);
+    let taken = reader.join().unwrap().len();
+    assert!(taken <= 2 * WINDOW as usize, "{taken}");
+    assert!(writer.join().unwrap() > taken);
+}
+
+/// A peer that was slow gets its credit when there is room for it again.
+#[test]
+fn credit_that_had_to_wait_is_given() {
+    let (mut host, mut guest) = pair();
+    let (source_read, source_write) = pipe().unwrap();
+    let (sink_read, sink_write) = pipe().unwrap();
+    rustix::io::ioctl_fionbio(&sink_write, true).unwrap();
+    guest.source(Stream::Stdout, source_read);
+    host.sink(Stream::Stdout, sink_write);
+    let noise = Control::Warning(vec![b'x'; 1000]);
+    while host.out.len() < 2 * BACKLOG {
+        host.say(noise.clone());
+    }
+    let len = 4 * WINDOW as usize;
+    let (writer, reader) = (writer(source_write, pattern(len)), reader(sink_read));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !matches!(host.ends[Stream::Stdout as usize], End::None) {
+        assert!(Instant::now() < deadline, "it does not come to an end");
+        host.step(&[], Some(&TICK), &mut nobody).unwrap();
+        guest
+            .step(&[], Some(&TICK), &mut |heard| assert_eq!(heard, noise))
+            .unwrap();
+    }
+    writer.join().unwrap();
+    assert!(reader.join().unwrap() == pattern(len));
+}
