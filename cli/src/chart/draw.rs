@@ -127,7 +127,13 @@ impl Page {
             Some(init) => format!("{} to init, {} in all", shown(init), shown(boot.end)),
             None => format!("{} in all", shown(boot.end)),
         };
-        write(area, &took, (WIDTH - MARGIN, 34), &text(22).bold().right())
+        write(area, &took, (WIDTH - MARGIN, 34), &text(22).bold().right())?;
+        if boot.rows.iter().any(|row| row.beside) {
+            let style = text(15).colour(PALE).right();
+            let legend = "paler bars: while the others went on";
+            write(area, legend, (WIDTH - MARGIN, 62), &style)?;
+        }
+        Ok(())
     }
 
     fn grid(&self, area: &Area<'_>) -> Result<(), Error> {
@@ -178,7 +184,7 @@ impl Page {
         let (upper, lower) = (self.rows + 4, self.axis - 6);
         let middle = i32::midpoint(upper, lower);
         let style = text(16).right().colour(PALE);
-        let name = format!("{} lines of its log", boot.lines.len());
+        let name = format!("its log, {} lines", boot.lines.len());
         write(area, &name, (LEFT - 14, middle), &style)?;
         let (strong, _) = colours(Group::Kernel);
         for at in &boot.lines {

@@ -67,7 +67,7 @@ const SILENCE_MIN: u32 = 100;
 /// kernel/time/clocksource.c)
 const STAGES: [(&str, &str); 5] = [
     ("Linux version ", "early set-up"),
-    ("smp: Bringing up secondary CPUs", "other CPUs"),
+    ("smp: Bringing up secondary CPUs", "start the CPUs"),
     ("devtmpfs: initialized", "subsystems: ACPI, buses, memory"),
     (
         "clocksource: Switched to clocksource",
@@ -126,6 +126,8 @@ impl Boot {
                 );
                 kernel_rows(&mut rows, &boot, in_kernel);
                 rows.add_beside("print the early log", printing, printed.map(since));
+                let (unpacking, unpacked) = unpacking(&boot).unzip();
+                rows.add_beside("unpack the initramfs", unpacking, unpacked);
             }
             None if init.is_some() => rows.add(Group::Kernel, "kernel", entered, init),
             None => rows.add(Group::Guest, "guest", entered, Some(end)),
@@ -138,7 +140,7 @@ impl Boot {
             command.or(command_end).or(Some(end)),
         );
         rows.add(Group::Guest, "command", command, command_end.or(Some(end)));
-        rows.add(Group::Guest, "end", command_end, Some(end));
+        rows.add(Group::Guest, "power off", command_end, Some(end));
         Self {
             rows: rows.0,
             silences: silences(&boot, in_kernel, printing),
@@ -186,14 +188,10 @@ impl Rows {
 
 /// The stages of the kernel between its first line and `end`.
 fn kernel_rows(rows: &mut Rows, log: &[(Duration, &Entry)], end: Duration) {
-    let find = |word: &str| {
-        let line = log.iter().find(|(_, entry)| entry.text.starts_with(word));
-        line.map(|(at, _)| *at)
-    };
     let mut begun: Vec<(&'static str, Duration)> = Vec::new();
     for (word, name) in STAGES {
         // One that seems to come before its predecessor is somebody else's line.
-        if let Some(at) = find(word)
+        if let Some(at) = find(log, word)
             && begun.last().is_none_or(|(_, before)| *before <= at)
         {
             begun.push((name, at));
@@ -206,8 +204,20 @@ fn kernel_rows(rows: &mut Rows, log: &[(Duration, &Entry)], end: Duration) {
     for ((name, from), to) in begun.iter().zip(ends) {
         rows.add(Group::Kernel, name, Some(*from), Some(to));
     }
-    let unpacking = UNPACKING.iter().find_map(|word| find(word));
-    rows.add_beside("unpack the initramfs", unpacking, find(UNPACKED));
+}
+
+/// When the initramfs was unpacked: from, to.
+fn unpacking(log: &[(Duration, &Entry)]) -> Option<(Duration, Duration)> {
+    Some((
+        UNPACKING.iter().find_map(|word| find(log, word))?,
+        find(log, UNPACKED)?,
+    ))
+}
+
+/// When the kernel said what begins like this.
+fn find(log: &[(Duration, &Entry)], word: &str) -> Option<Duration> {
+    let line = log.iter().find(|(_, entry)| entry.text.starts_with(word));
+    line.map(|(at, _)| *at)
 }
 
 /// The longest silences, but not the one in which the kernel is busy with printing what it had said.

@@ -62,11 +62,11 @@ fn every_stage_is_a_row() {
             ("start its vCPUs", 10, 20),
             ("unpack and enter the kernel", 20, 250),
             ("early set-up", 250, 400),
-            ("other CPUs", 400, 450),
+            ("start the CPUs", 400, 450),
             ("subsystems: ACPI, buses, memory", 450, 780),
             ("hand over to init", 780, 800),
-            ("unpack the initramfs", 500, 560),
             ("print the early log", 300, 310),
+            ("unpack the initramfs", 500, 560),
             ("init", 800, 1000),
         ]
     );
