@@ -164,6 +164,24 @@ fn cases_are_chosen_by_their_names() {
     assert!(text(&output.stderr).contains("no case of"), "{output:?}");
 }
 
+/// With one image under all of them, which none of them writes.
+#[test]
+fn cases_share_an_image_by_overlays() {
+    if !has_kvm() {
+        return;
+    }
+    let settings = "[settings]\nkernel = 'quits'\nrootfs = 'image,overlay'\nmem = '32M'\n\
+                    [matrix]\ncpus = [1, 2]\n\
+                    [[case]]\nname = 'in memory'\n\
+                    [[case]]\nname = 'read-only'\nrootfs = 'image,ro'\n";
+    let (files, file) = matrix(settings);
+    files.zeroes("image", 1 << 20);
+    let output = finish(&mut test(&file, &files.path("out"), &["-j", "4"]));
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let last = text(&output.stdout).lines().last().unwrap();
+    assert!(last.starts_with("4 passed"), "{last}");
+}
+
 #[test]
 fn what_cannot_be_run_is_refused_before_anything_runs() {
     if !has_kvm() {
@@ -190,7 +208,15 @@ fn what_cannot_be_run_is_refused_before_anything_runs() {
         ("[settings]\nkernal = 'x'", "line 2: unknown field `kernal`"),
         (
             "[settings]\nkernel = 'stays'\nrootfs = 'quits'\n[matrix]\ncpus = [1, 2]",
-            "is written by case 'cpus=1' too; make it read-only",
+            "quits is a disk of case 'cpus=1' too, and written; share it as PATH,ro or PATH,overlay",
+        ),
+        (
+            "[settings]\nkernel = 'stays'\nrootfs = 'quits,overlay=new'\n[matrix]\ncpus = [1, 2]",
+            "new is a disk of case 'cpus=1' too",
+        ),
+        (
+            "[settings]\nkernel = 'stays'\n[matrix]\nrootfs = ['quits,ro', './quits']",
+            "quits is a disk of case 'rootfs=quits,ro' too",
         ),
     ] {
         let (files, file) = matrix(settings);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use thiserror::Error;
+use vmm::config::DiskConfig;
 use vmm::console::ConsoleEnd;
 
 use super::file::CaseSettings;
@@ -53,16 +54,16 @@ pub enum CaseError {
         /// Why.
         source: io::Error,
     },
-    /// Cases that run at the same time write one disk.
+    /// Of cases that run at the same time one writes a disk of the other's.
     #[error(
-        "case '{name}': the disk {} is written by case '{other}' too; make it read-only (PATH,ro), or run one case at a time with -j 1", path.display()
+        "case '{name}': {} is a disk of case '{other}' too, and written; share it as PATH,ro or PATH,overlay, or run one case at a time with -j 1", path.display()
     )]
     Shared {
         /// The case.
         name: String,
         /// The other.
         other: String,
-        /// The disk.
+        /// The disk, or its overlay.
         path: PathBuf,
     },
     /// The paths cannot be made absolute: there is no working directory.
@@ -170,27 +171,37 @@ fn check_files(case: &Case, run: &Run) -> Result<(), CaseError> {
     Ok(())
 }
 
-/// A disk that one case writes can be no other's at the same time.
+/// What one case writes can be no other's at the same time.
 fn check_disks(case: &Case, run: &Run, others: &[(Case, Run)]) -> Result<(), CaseError> {
-    let disks = |run: &Run| {
-        let all = run.vm.rootfs.iter().chain(&run.vm.disks).cloned();
-        all.collect::<Vec<_>>()
-    };
-    for disk in disks(run) {
-        let shares = |(_, run): &&(Case, Run)| {
-            disks(run)
-                .iter()
-                .any(|other| other.path == disk.path && !(other.read_only && disk.read_only))
-        };
-        if let Some((other, _)) = others.iter().find(shares) {
+    let own = disk_files(run);
+    for (other, run) in others {
+        let theirs = disk_files(run);
+        let shared = own.iter().find(|(path, writes)| {
+            let clashes =
+                |(other, written): &(PathBuf, bool)| other == path && (*writes || *written);
+            theirs.iter().any(clashes)
+        });
+        if let Some((path, _)) = shared {
             return Err(CaseError::Shared {
                 name: case.name.clone(),
                 other: other.name.clone(),
-                path: disk.path,
+                path: path.clone(),
             });
         }
     }
     Ok(())
+}
+
+/// The files that the disks of a case are made of, and whether it writes each.
+fn disk_files(run: &Run) -> Vec<(PathBuf, bool)> {
+    let disks = run.vm.rootfs.iter().chain(&run.vm.disks);
+    let files = disks.flat_map(DiskConfig::files);
+    // One file may be written in two ways; an overlay need not be there yet.
+    let file = |(path, writes): (&Path, bool)| {
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        (path, writes)
+    };
+    files.map(file).collect()
 }
 
 /// Each kernel once: looking costs a moment where it is needed at all.
