@@ -14,7 +14,7 @@ use crate::watch::{Verdict, Wanted, Watch, printk};
 /// A run so far.
 #[derive(Debug)]
 pub struct Record {
-    /// What the VM is.
+    /// What the VM is; of its command's environment the names.
     pub vm: VmConfig,
     /// When what happened.
     pub stages: Stages,
@@ -30,7 +30,11 @@ pub struct Record {
 
 impl Record {
     /// Nothing has happened.
-    pub fn new(start: Start, vm: VmConfig, wanted: Wanted) -> Self {
+    pub fn new(start: Start, mut vm: VmConfig, wanted: Wanted) -> Self {
+        // What is reported is read by others, and the values may be secrets.
+        for variable in vm.command.iter_mut().flat_map(|it| &mut it.env) {
+            variable.truncate(variable.find('=').unwrap_or(variable.len()));
+        }
         Self {
             vm,
             stages: Stages::new(start),

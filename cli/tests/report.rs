@@ -88,6 +88,33 @@ fn a_run_that_fails_keeps_its_last_lines() {
 }
 
 #[test]
+fn of_the_environment_only_the_names_are_reported() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let kernel = files.kernel(POWER_OFF);
+    let (as_json, as_junit) = (files.path("out.json"), files.path("out.xml"));
+    let output = finish(
+        mvm()
+            .env("PASSED_ON", "hush-hush")
+            .args(["--kernel", arg(&kernel), "--log-level", "trace"])
+            .args(["--report", arg(&as_json), "--report", arg(&as_junit)])
+            .args(["--env", "TOKEN=secret=hush", "--env", "PASSED_ON"])
+            .args(["--", "true"]),
+    );
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let report = json(&as_json);
+    let names = serde_json::json!(["TOKEN", "PASSED_ON"]);
+    assert_eq!(report["vm"]["command"]["env"], names);
+    for report in [&as_json, &as_junit] {
+        let text = fs::read_to_string(report).unwrap();
+        assert!(!text.contains("hush"), "{text}");
+    }
+    assert!(!text(&output.stderr).contains("hush"), "nor logged");
+}
+
+#[test]
 fn a_boot_is_drawn() {
     if !has_kvm() {
         return;
