@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -23,12 +24,28 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary under test, with nothing on its standard input and no say of the environment.
 pub fn mvm() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mvm"));
+    program(env!("CARGO_BIN_EXE_mvm"))
+}
+
+/// The same for a program that starts it.
+pub fn program(name: &str) -> Command {
+    let mut command = Command::new(name);
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .env_remove("NO_COLOR");
+    let prepare = || {
+        // A background job of a shell, and what nohup(1) starts, ignore some, and mvm would go on to.
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP, libc::SIGTERM] {
+            // SAFETY: setting the default handler of a signal touches no memory of this process.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe functions may be called: these are system
+    // calls, and nothing is allocated.
+    unsafe { command.pre_exec(prepare) };
     command
 }
 
