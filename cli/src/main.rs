@@ -8,6 +8,7 @@ mod ctl;
 mod doctor;
 mod duration;
 mod emulation;
+mod flag;
 mod host;
 mod keys;
 mod logging;

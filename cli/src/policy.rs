@@ -79,6 +79,20 @@ pub enum Ending {
     CommandLost,
 }
 
+impl Ending {
+    /// Whether something went wrong in the guest, of which its console may tell more.
+    pub fn is_trouble(self) -> bool {
+        matches!(
+            self,
+            Self::Panicked
+                | Self::TripleFaulted
+                | Self::ExpectationFailed
+                | Self::TimedOut
+                | Self::CommandLost
+        )
+    }
+}
+
 /// How it went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -214,26 +228,25 @@ impl Policy {
         reason: ExitReason,
         unmet: Option<String>,
     ) -> Outcome {
-        match reason {
-            ExitReason::Rebooted | ExitReason::Halted | ExitReason::PoweredOff
-                if self.command.is_some() =>
-            {
-                Outcome::new(
-                    Ending::CommandLost,
-                    status::MVM_FAILED,
-                    "the guest ended before its command did; --console file=PATH keeps what it said",
-                )
+        let how = match reason {
+            ExitReason::PoweredOff => (Ending::PoweredOff, "powered off"),
+            ExitReason::Rebooted => (Ending::Rebooted, "rebooted"),
+            ExitReason::Halted => (Ending::Halted, "halted"),
+            _ => return stopped(cause, self.command.is_some(), unmet),
+        };
+        match (&self.command, how) {
+            (Some(CommandEnd::Lost { started }), (_, how)) => {
+                let what = if *started { "ended" } else { "was started" };
+                let message = format!("the guest {how} before its command {what}");
+                Outcome::new(Ending::CommandLost, status::MVM_FAILED, message)
             }
-            ExitReason::PoweredOff => by_itself(Ending::PoweredOff, "powered off", unmet),
-            ExitReason::Rebooted => by_itself(Ending::Rebooted, "rebooted", unmet),
-            ExitReason::Halted => by_itself(Ending::Halted, "halted", unmet),
-            _ => stopped(cause, unmet),
+            (_, (ended, how)) => by_itself(ended, how, unmet),
         }
     }
 }
 
-/// The VM was stopped from outside.
-fn stopped(cause: Option<Event>, unmet: Option<String>) -> Outcome {
+/// The VM was stopped from outside, and its command with it.
+fn stopped(cause: Option<Event>, has_command: bool, unmet: Option<String>) -> Outcome {
     let but = |unmet: Option<String>| unmet.map_or_else(String::new, |it| format!("; {it}"));
     match cause {
         Some(Event::Ask(signal) | Event::End(signal)) => Outcome::new(
@@ -251,7 +264,12 @@ fn stopped(cause: Option<Event>, unmet: Option<String>) -> Outcome {
                 Some(_) => Ending::Key,
                 None => Ending::Stopped,
             },
-            unmet.as_ref().map_or(0, |_| status::EXPECTATION_FAILED),
+            match &unmet {
+                // As if somebody had killed it, which is so.
+                _ if has_command => status::KILLED,
+                Some(_) => status::EXPECTATION_FAILED,
+                None => 0,
+            },
             format!("the VM was ended{}", but(unmet)),
         ),
     }
@@ -326,12 +344,6 @@ mod tests {
         let expected = Outcome::new(Ending::CommandNotStarted, 127, "make: not found");
         assert_eq!(outcome, expected);
         assert_eq!(status_of(&with(exited(0), &[]), ExitReason::Panicked), 123);
-        let lost = |cause: &[Event]| with(CommandEnd::Lost, cause);
-        assert_eq!(status_of(&lost(&[]), ExitReason::PoweredOff), 125);
-        assert_eq!(
-            status_of(&lost(&[Event::Deadline]), ExitReason::Stopped),
-            124
-        );
 
         let (_, seen) = watch("good", "bad", &[]);
         let outcome = |end| with(end, &[]).outcome(ExitReason::PoweredOff, Some(&seen));
@@ -341,6 +353,46 @@ mod tests {
             "what was expected did not come"
         );
         assert_eq!(outcome(exited(5)).status, 5);
+    }
+
+    #[test]
+    fn a_guest_that_ends_before_its_command_has_failed() {
+        let lost = |started: bool, reason: ExitReason, cause: &[Event]| {
+            let (mut policy, _) = after(cause);
+            policy.command_ended(CommandEnd::Lost { started });
+            policy.outcome(reason, None)
+        };
+        for (started, reason, message) in [
+            (
+                false,
+                ExitReason::PoweredOff,
+                "the guest powered off before its command was started",
+            ),
+            (
+                true,
+                ExitReason::Rebooted,
+                "the guest rebooted before its command ended",
+            ),
+        ] {
+            let outcome = lost(started, reason, &[]);
+            assert_eq!(outcome, Outcome::new(Ending::CommandLost, 125, message));
+            assert!(outcome.ended.is_trouble());
+        }
+        for (cause, ended, status, is_trouble) in [
+            (&[Event::Deadline][..], Ending::TimedOut, 124, true),
+            (
+                &[Event::Ask(TERM), Event::Ask(INT)],
+                Ending::Signal,
+                130,
+                false,
+            ),
+            (&[Event::Key], Ending::Key, 137, false),
+            (&[], Ending::Stopped, 137, false),
+        ] {
+            let outcome = lost(true, ExitReason::Stopped, cause);
+            assert_eq!((outcome.ended, outcome.status), (ended, status));
+            assert_eq!(ended.is_trouble(), is_trouble);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 use vmm::config::VmConfig;
-use vmm::console::{Console, ConsoleConfig, ConsoleEnd, ConsoleError, InputFilter};
+use vmm::console::{Console, ConsoleConfig, ConsoleEnd, ConsoleError, InputFilter, Tail};
 use vmm::{BuildError, VmBuilder, VmError, events};
 
 use crate::api::{self, ApiError};
@@ -18,6 +18,7 @@ use crate::chart::log::KernelLog;
 use crate::chart::{self, ChartPath};
 use crate::config::Run;
 use crate::emulation;
+use crate::flag::Flag;
 use crate::keys::{self, Key, KeyFilter};
 use crate::logging::{self, LogError};
 use crate::policy::{Outcome, Policy};
@@ -28,9 +29,9 @@ use crate::software_kvm::{self, Unfit};
 use crate::streams;
 use crate::terminal::{self, RawTerminal};
 use crate::usage::Usage;
-use crate::watch::Watch;
+use crate::watch::{self, Watch};
 use follower::Follower;
-use supervisor::{EndKey, Supervisor};
+use supervisor::Supervisor;
 use typist::Typist;
 
 /// Why a VM could not be run to its end.
@@ -80,14 +81,18 @@ pub fn run(run: Run, start: Start) -> Result<u8, RunError> {
         .map(|path| Output::open("boot chart", path))
         .transpose()?;
     let followed = !reports.is_empty() || chart.is_some() || !run.wanted.is_nothing();
-    let mut record = Record::new(start, run.vm.clone(), run.wanted.clone());
-    record.log = chart.as_ref().map(|_| KernelLog::default());
-    let result = boot(run, followed.then_some(&mut record));
+    let mut record = followed.then(|| Record {
+        log: chart.as_ref().map(|_| KernelLog::default()),
+        ..Record::new(start, run.vm.clone(), run.wanted.clone())
+    });
+    let result = boot(run, record.as_mut());
     log::logger().flush();
-    record.usage = Usage::now().unwrap_or_default();
-    reports.write(|format| report::compose(&record, result.as_ref(), format))?;
-    if let Some(chart) = chart {
-        chart.write(chart::compose(&record, result.as_ref()))?;
+    if let Some(mut record) = record {
+        record.usage = Usage::now().unwrap_or_default();
+        reports.write(|format| report::compose(&record, result.as_ref(), format))?;
+        if let Some(chart) = chart {
+            chart.write(chart::compose(&record, result.as_ref()))?;
+        }
     }
     result.map(|outcome| outcome.status)
 }
@@ -97,12 +102,18 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
     if !run.software_kvm {
         software_kvm::check(&run.vm.kernel)?;
     }
-    let end_key = Arc::new(EndKey::new().map_err(RunError::Wait)?);
+    let end_key = Arc::new(Flag::new().map_err(RunError::Wait)?);
     // What a script types into is no terminal of anybody's.
     let has_script = run.wanted.script.is_some();
     let console_at_terminal =
         run.console.end == ConsoleEnd::Stdio && !has_script && io::stdin().is_terminal();
     let mut console = open_console(&run.console, console_at_terminal.then_some(&end_key))?;
+    let mut unseen = None;
+    if run.console.end == ConsoleEnd::None && run.vm.command.is_some() {
+        let kept = Tail::default();
+        console = Console::from_parts(None, Box::new(kept.clone())).with_port(run.console.port);
+        unseen = Some(kept);
+    }
     let mut typist = None;
     if has_script {
         let (types, input) = Typist::new().map_err(RunError::Wait)?;
@@ -180,6 +191,9 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
     let watch = record.map(|record| &record.watch);
     let outcome = policy.outcome(exit.reason, watch);
     tell(&outcome, watch);
+    if let Some(console) = unseen.filter(|_| outcome.ended.is_trouble()) {
+        show_end(&console);
+    }
     Ok(outcome)
 }
 
@@ -201,10 +215,26 @@ fn tell(outcome: &Outcome, watch: Option<&Watch>) {
     }
 }
 
+/// Shows the last lines of a console that nobody has seen: they tell what became of the guest.
+fn show_end(console: &Tail) {
+    let text = console.text();
+    let lines: Vec<_> = text.lines().map(str::trim_end).collect();
+    let from = lines.len().saturating_sub(watch::TAIL);
+    let mut said = match lines.is_empty() {
+        true => "the guest's console has shown nothing".to_owned(),
+        false => "the last lines of the guest's console:".to_owned(),
+    };
+    for line in &lines[from..] {
+        said.push('\n');
+        said.push_str(&logging::one_line(line));
+    }
+    terminal::say(&said);
+}
+
 /// Opens the console, with mvm's keys where somebody types them.
 fn open_console(
     config: &ConsoleConfig,
-    end_key: Option<&Arc<EndKey>>,
+    end_key: Option<&Arc<Flag>>,
 ) -> Result<Console, ConsoleError> {
     let console = Console::open(config)?;
     if let (ConsoleEnd::Pty, Some(path)) = (&config.end, console.path()) {
@@ -217,11 +247,11 @@ fn open_console(
 }
 
 /// What takes mvm's keys out of the console's input.
-fn key_filter(end_key: Arc<EndKey>) -> InputFilter {
+fn key_filter(end_key: Arc<Flag>) -> InputFilter {
     let mut filter = KeyFilter::default();
     Box::new(move |typed, guest| {
         filter.filter(typed, guest, |key| match key {
-            Key::End => end_key.press(),
+            Key::End => end_key.raise(),
             Key::Help => terminal::show(keys::HELP),
         });
     })

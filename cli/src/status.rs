@@ -14,3 +14,5 @@ pub const DOCTOR_UNFIT: u8 = 1;
 pub const TEST_FAILED: u8 = 1;
 /// A signal ended the VM: this plus its number, as a shell has it.
 pub const SIGNAL_BASE: u8 = 128;
+/// The VM was ended by its user, and its command with it: as SIGKILL ends one.
+pub const KILLED: u8 = SIGNAL_BASE + 9;

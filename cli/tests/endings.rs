@@ -4,11 +4,12 @@ mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{
-    Files, GREET, POPCNT, RESET, Running, SPIN, TRIPLE_FAULT, arg, finish, has_kvm, mvm, text,
+    Files, GREET, POPCNT, POWER_OFF, RESET, Running, SPIN, TRIPLE_FAULT, arg, finish, has_kvm, mvm,
+    program, say_and, text,
 };
 use rustix::process::Signal;
 
@@ -117,13 +118,10 @@ fn an_ignored_hangup_stays_ignored() {
     }
     let files = Files::new();
     let kernel = files.kernel(GREET);
-    let mut command = Command::new("nohup");
+    let mut command = program("nohup");
     command
         .arg(env!("CARGO_BIN_EXE_mvm"))
-        .args(["--kernel", arg(&kernel), "--timeout", "700ms"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .args(["--kernel", arg(&kernel), "--timeout", "700ms"]);
     let running = greeted(&mut command);
     running.signal(Signal::HUP);
     assert_eq!(ended(running).0, Some(124), "the timeout ended it");
@@ -138,6 +136,53 @@ fn a_closed_output_does_not_end_the_guest() {
     let mut running = Running::start(boot(&files, GREET).args(["--timeout", "500ms"]));
     drop(running.0.stdout.take());
     assert_eq!(ended(running).0, Some(124));
+}
+
+/// The console is not shown then, so its last lines are, with what they may contain made harmless.
+#[test]
+fn a_guest_that_ends_before_its_command_shows_its_last_words() {
+    if !has_kvm() {
+        return;
+    }
+    let words = "mvm: the last lines of the guest's console:\none\nno root\\u{1b}[1m\n";
+    for (then, reason, status) in [
+        (
+            POWER_OFF,
+            "the guest powered off before its command was started",
+            125,
+        ),
+        (
+            TRIPLE_FAULT,
+            "the guest triple-faulted: a CPU met a fault while handling a fault",
+            123,
+        ),
+        (SPIN, "the VM was ended: --timeout ran out", 124),
+    ] {
+        let files = Files::new();
+        let mut command = boot(&files, &say_and("one\r\nno root\x1b[1m\r\n", then));
+        let output = finish(command.args(["--timeout", "2s", "--", "true"]));
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        assert_eq!(text(&output.stdout), "");
+        assert_eq!(text(&output.stderr), format!("mvm: {reason}\n{words}"));
+    }
+
+    let files = Files::new();
+    let mut command = boot(&files, POWER_OFF);
+    let output = finish(command.args(["--", "true"]));
+    let said = "mvm: the guest powered off before its command was started\n\
+                mvm: the guest's console has shown nothing\n";
+    assert_eq!(text(&output.stderr), said);
+
+    // What goes elsewhere is read there.
+    let mut command = boot(&files, &say_and("one\n", POWER_OFF));
+    let console = files.path("console.log");
+    command
+        .arg("--console")
+        .arg(format!("file={}", arg(&console)));
+    let output = finish(command.args(["--", "true"]));
+    let said = "mvm: the guest powered off before its command was started\n";
+    assert_eq!(text(&output.stderr), said);
+    assert_eq!(std::fs::read(console).unwrap(), b"one\n");
 }
 
 /// Whether guest kernels are interpreted here; says so where not.

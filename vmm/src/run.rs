@@ -20,12 +20,10 @@
 //! The guest's own init is not used; see [`CommandConfig`]. What the guest's kernel says is kept, as far
 //! as it fits, and shown with an output.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -33,11 +31,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
 use crate::config::{CommandConfig, VmConfig};
-use crate::console::Console;
+use crate::console::{Console, Tail};
 use crate::{BuildError, CommandEnd, CommandIo, ExitReason, Running, VmBuilder, VmError, VmHandle};
-
-/// Bytes of the kernel's messages that are kept, from the end.
-const CONSOLE: usize = 64 * 1024;
 
 /// Where one of a command's streams goes.
 #[derive(Debug)]
@@ -259,7 +254,7 @@ impl Child {
             (_, reason @ (ExitReason::Panicked | ExitReason::TripleFault)) => {
                 Status::Crashed(reason)
             }
-            (Some(end), _) if end != CommandEnd::Lost => Status::Ended(end),
+            (Some(end), _) if !matches!(end, CommandEnd::Lost { .. }) => Status::Ended(end),
             _ if timed_out => Status::TimedOut,
             (_, reason) => Status::Lost(reason),
         })
@@ -367,35 +362,6 @@ impl fmt::Display for Output {
     }
 }
 
-/// The end of what was written to it.
-#[derive(Debug, Clone, Default)]
-struct Tail(Arc<Mutex<VecDeque<u8>>>);
-
-impl Tail {
-    /// Shared by the console's thread, which writes, and the child, which reads it once.
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8_lossy(self.lock().make_contiguous()).into_owned()
-    }
-}
-
-impl Write for Tail {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = self.lock();
-        kept.extend(bytes);
-        let over = kept.len().saturating_sub(CONSOLE);
-        kept.drain(..over);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn all_of(mut stream: PipeReader) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A pipe does not fail.
@@ -444,18 +410,6 @@ fn output(stdio: Stdio, inherited: impl AsFd) -> Result<(Option<PipeReader>, Own
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_long_console_is_kept() {
-        let mut tail = Tail::default();
-        for _ in 0..CONSOLE {
-            tail.write_all(b"xy").unwrap();
-        }
-        tail.write_all(b"last").unwrap();
-        let text = tail.text();
-        assert_eq!(text.len(), CONSOLE);
-        assert!(text.ends_with("xylast"));
-    }
 
     #[test]
     fn only_a_status_of_zero_is_success() {

@@ -16,13 +16,14 @@ mod routes;
 mod vm;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 use vmm::VmHandle;
 use vmm::config::VmConfig;
@@ -31,6 +32,7 @@ use vmm::socket::{SocketError, SocketFile, listen};
 use self::client::{Client, Next};
 use self::http::{Reply, Request};
 use self::routes::{ROUTES, Target, serve};
+use crate::flag::Flag;
 
 /// Clients at one time. A further one takes the place of the one that has been quiet the longest.
 const MAX_CLIENTS: usize = 16;
@@ -86,10 +88,10 @@ fn start(
     file: SocketFile,
     answer: impl FnMut(&Request) -> Reply + Send + 'static,
 ) -> io::Result<Server> {
-    let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let stop = Arc::new(Flag::new()?);
     let mut clients = Clients {
         listener,
-        stop: stop.try_clone()?,
+        stop: Arc::clone(&stop),
         clients: Vec::new(),
         closed_until: None,
     };
@@ -117,15 +119,14 @@ fn serve_logged(target: &Target, request: &Request) -> Reply {
 /// The thread that serves. Dropped, it ends, and the socket is removed.
 #[derive(Debug)]
 pub struct Server {
-    stop: OwnedFd,
+    stop: Arc<Flag>,
     thread: Option<JoinHandle<()>>,
     _file: SocketFile,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // An eventfd written once cannot be full.
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        self.stop.raise();
         if let Some(thread) = self.thread.take() {
             // A panic has been reported already.
             let _ = thread.join();
@@ -137,7 +138,7 @@ impl Drop for Server {
 #[derive(Debug)]
 struct Clients {
     listener: UnixListener,
-    stop: OwnedFd,
+    stop: Arc<Flag>,
     clients: Vec<Client>,
     closed_until: Option<Instant>,
 }

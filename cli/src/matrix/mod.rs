@@ -17,7 +17,7 @@ mod report;
 use std::fs;
 use std::io;
 use std::num::NonZero;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process;
 use std::sync::Mutex;
@@ -25,11 +25,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use clap::Args;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 use vmm::probe::{Probe, ProbeError};
 
+use crate::flag::Flag;
 use crate::record::Start;
 use crate::report::{Ran, ReportError, ReportFiles, ReportPath};
 use crate::signals::{Number, Request, Signals};
@@ -155,7 +156,7 @@ pub fn run(args: &TestArgs, start: Start) -> Result<u8, TestError> {
 /// Runs all cases, and until a signal comes; how each went, and the signal.
 fn run_all(cases: &[Case], jobs: usize) -> io::Result<(Vec<Ended>, Option<Number>)> {
     let mut signals = Signals::watch(false)?;
-    let (stop, done) = (event()?, event()?);
+    let (stop, done) = (Flag::new()?, Flag::new()?);
     let progress = Progress::new(cases.iter().map(|case| case.name.as_str()));
     let next = AtomicUsize::new(0);
     let ends: Mutex<Vec<Option<Ended>>> = Mutex::new(cases.iter().map(|_| None).collect());
@@ -168,7 +169,7 @@ fn run_all(cases: &[Case], jobs: usize) -> io::Result<(Vec<Ended>, Option<Number
                 ends[number] = Some(ended);
             }
         }
-        raise(&done);
+        done.raise();
     };
     let workers = jobs.min(cases.len());
     let interrupted = thread::scope(|scope| {
@@ -176,7 +177,7 @@ fn run_all(cases: &[Case], jobs: usize) -> io::Result<(Vec<Ended>, Option<Number
         for number in 0..workers {
             let worker = thread::Builder::new().name(format!("case{number}"));
             if let Err(error) = worker.spawn_scoped(scope, work) {
-                raise(&stop);
+                stop.raise();
                 next.store(cases.len(), Ordering::Relaxed);
                 return Err(error);
             }
@@ -184,7 +185,7 @@ fn run_all(cases: &[Case], jobs: usize) -> io::Result<(Vec<Ended>, Option<Number
         }
         supervise(&mut signals, &done, running, |signal| {
             next.store(cases.len(), Ordering::Relaxed);
-            raise(&stop);
+            stop.raise();
             terminal::say(&format!("{}: ending the cases that run", signal.name()));
         })
     })?;
@@ -206,7 +207,7 @@ fn take<'a>(cases: &'a [Case], next: &AtomicUsize) -> Option<(usize, &'a Case)> 
 /// Waits for all workers, and for the first signal, which is passed on; the second one gives up.
 fn supervise(
     signals: &mut Signals,
-    done: &OwnedFd,
+    done: &Flag,
     mut running: u64,
     on_signal: impl Fn(Number),
 ) -> io::Result<Option<Number>> {
@@ -220,10 +221,7 @@ fn supervise(
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let mut count = [0; 8];
-        if rustix::io::read(done, &mut count).is_ok() {
-            running = running.saturating_sub(u64::from_ne_bytes(count));
-        }
+        running = running.saturating_sub(done.lower());
         for request in signals.pending().collect::<Vec<_>>() {
             let (Request::PowerOff(signal) | Request::End(signal)) = request else {
                 continue;
@@ -237,13 +235,4 @@ fn supervise(
         }
     }
     Ok(first)
-}
-
-fn event() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-fn raise(event: &OwnedFd) {
-    // It fails only when its counter is full, and then it is raised.
-    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
 }

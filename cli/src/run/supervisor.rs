@@ -1,52 +1,27 @@
 //! The main thread while a VM runs: one loop over signals, keys, the clock, the console's lines and the
 //! VM's end.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmm::{Running, VmHandle};
 
 use super::RunError;
 use super::follower::Follower;
+use crate::flag::Flag;
 use crate::policy::{Event, Policy, Step};
 use crate::signals::{Request, Signals};
 use crate::terminal::{self, RawTerminal};
-
-/// Carries Ctrl-A x from the console's input thread to the main loop.
-#[derive(Debug)]
-pub struct EndKey(OwnedFd);
-
-impl EndKey {
-    /// Not pressed.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(eventfd(
-            0,
-            EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
-        )?))
-    }
-
-    /// Presses it.
-    pub fn press(&self) {
-        // It fails only when it has been pressed more often than 64 bits count.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-    }
-
-    /// Takes the press, if there was one.
-    fn take(&self) -> bool {
-        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
-    }
-}
 
 /// The main thread while a VM runs.
 #[derive(Debug)]
 pub struct Supervisor<'a> {
     pub signals: Signals,
-    pub end_key: Arc<EndKey>,
+    /// Raised by Ctrl-A x.
+    pub end_key: Arc<Flag>,
     pub terminal: Option<RawTerminal>,
     pub deadline: Option<Instant>,
     pub follower: Option<Follower<'a>>,
@@ -74,7 +49,7 @@ impl Supervisor<'_> {
                     Request::Resize => resize(&handle),
                 }
             }
-            if self.end_key.take() {
+            if self.end_key.lower() > 0 {
                 self.obey(Event::Key, &handle);
             }
             if let Some(verdict) = self.follower.as_mut().and_then(Follower::look) {
@@ -104,7 +79,7 @@ impl Supervisor<'_> {
         let mut events = vec![
             PollFd::new(running, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::new(&self.end_key.0, PollFlags::IN),
+            PollFd::new(&*self.end_key, PollFlags::IN),
         ];
         let follower = self.follower.as_ref();
         // Its end, which would be reported over and over, comes after the VM's.

@@ -23,7 +23,7 @@ pub use pattern::{Extent, Pattern, PatternError};
 pub use sought::Sought;
 
 /// How many of the console's last lines are kept.
-const TAIL: usize = 50;
+pub const TAIL: usize = 50;
 
 /// How long a line without an end must have rested before it counts as a prompt.
 const PROMPT: Duration = Duration::from_millis(300);

@@ -101,6 +101,7 @@ impl CommandLine {
         if let Some(guard) = self.guard.take() {
             guard.close(FLUSH_LIMIT);
         }
-        self.session.take().map_or(CommandEnd::Lost, Session::join)
+        let lost = CommandEnd::Lost { started: false };
+        self.session.take().map_or(lost, Session::join)
     }
 }

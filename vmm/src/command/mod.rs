@@ -77,7 +77,10 @@ pub enum CommandEnd {
         reason: String,
     },
     /// The VM was over before the command was.
-    Lost,
+    Lost {
+        /// Whether the command had begun by then.
+        started: bool,
+    },
 }
 
 impl CommandEnd {
@@ -87,7 +90,7 @@ impl CommandEnd {
         match self {
             Self::Exited(status) | Self::NotStarted { status, .. } => Some(*status),
             Self::Killed(signal) => Some(signal.saturating_add(128)),
-            Self::Lost => None,
+            Self::Lost { .. } => None,
         }
     }
 }
@@ -189,7 +192,7 @@ mod tests {
         assert_eq!(CommandEnd::Exited(3).status(), Some(3));
         assert_eq!(CommandEnd::Killed(9).status(), Some(137));
         assert_eq!(CommandEnd::Killed(200).status(), Some(255));
-        assert_eq!(CommandEnd::Lost.status(), None);
+        assert_eq!(CommandEnd::Lost { started: true }.status(), None);
     }
 
     #[test]

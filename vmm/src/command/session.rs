@@ -78,7 +78,8 @@ impl Session {
 
     /// How the command ended. The VM must be over.
     pub fn join(self) -> CommandEnd {
-        self.0.join().unwrap_or(CommandEnd::Lost)
+        let lost = CommandEnd::Lost { started: false };
+        self.0.join().unwrap_or(lost)
     }
 }
 
@@ -101,17 +102,22 @@ impl Body {
                 log::warn!("the channel to the guest's init: {error}");
             }
             let mut mux = Mux::new(channel.into());
-            if let Err(error) = self.carry(&mut mux)
+            let carried = self.carry(&mut mux);
+            if let Err(error) = carried
                 && error != MuxError::Closed
             {
                 log::warn!("the guest's init is not understood: {error}");
             }
             if self.end.is_some() {
                 self.lifecycle.note(EventKind::CommandEnded);
-                self.see_off(&mut mux);
+                mux.say(Control::Bye);
             }
+            // A broken channel is closed, by which the guest's init knows that all is over.
+            self.see_off(carried.is_ok().then_some(mux));
         }
-        self.end.unwrap_or(CommandEnd::Lost)
+        self.end.unwrap_or(CommandEnd::Lost {
+            started: self.started,
+        })
     }
 
     /// The channel that the guest speaks on first; none if the VM ends before. Vsock connections come
@@ -205,22 +211,21 @@ impl Body {
         self.end.get_or_insert(end);
     }
 
-    /// Says good-bye, and waits for the guest to power off.
-    fn see_off(&self, mux: &mut Mux) {
-        mux.say(Control::Bye);
+    /// Waits for the guest to power off: its command is over, or nothing will be heard of it any more.
+    fn see_off(&self, mut mux: Option<Mux>) {
         let limit = Instant::now() + POWER_OFF_LIMIT;
         while !self.lifecycle.is_over() {
             if Instant::now() >= limit {
                 log::warn!("the guest does not power off after its command; the VM is ended");
                 return self.lifecycle.end(Ok(ExitReason::Stopped));
             }
-            let stepped = mux.step(&[self.lifecycle.ended()], Some(&TICK), &mut |_| ());
-            if stepped.is_err() {
-                // The channel is gone; the machine will be.
-                let mut ended = [PollFd::from_borrowed_fd(
-                    self.lifecycle.ended(),
-                    PollFlags::IN,
-                )];
+            let ended = self.lifecycle.ended();
+            let stepped = mux
+                .as_mut()
+                .map(|mux| mux.step(&[ended], Some(&TICK), &mut |_| ()));
+            if !matches!(stepped, Some(Ok(_))) {
+                mux = None;
+                let mut ended = [PollFd::from_borrowed_fd(ended, PollFlags::IN)];
                 let _ = poll(&mut ended, Some(&TICK));
             }
         }

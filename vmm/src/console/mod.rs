@@ -22,6 +22,7 @@ mod error;
 mod lines;
 mod pty;
 mod sink;
+mod tail;
 mod tap;
 mod unix;
 
@@ -42,6 +43,7 @@ pub use self::config::{ConsoleConfig, ConsoleConfigError, ConsoleEnd, ConsolePor
 use self::consumer::{Consumer, Custom, Descriptor, Policy};
 pub use self::error::ConsoleError;
 use self::pty::Pty;
+pub use self::tail::Tail;
 use self::unix::{Slot, SocketOutput};
 use crate::socket::{self, SocketFile};
 
