@@ -75,15 +75,8 @@ impl KvmVm {
         let tss = usize::try_from(layout::KVM_TSS).unwrap_or_default();
         fd.set_tss_address(tss)
             .map_err(refused("KVM_SET_TSS_ADDR"))?;
-        fd.create_irq_chip()
-            .map_err(refused("KVM_CREATE_IRQCHIP"))?;
-        if pit {
-            let config = kvm_pit_config {
-                flags: KVM_PIT_SPEAKER_DUMMY,
-                ..Default::default()
-            };
-            fd.create_pit2(config).map_err(refused("KVM_CREATE_PIT2"))?;
-        }
+        // Memory before the interrupt controllers: a slot waits for all changes to KVM's buses to be seen (an SRCU grace
+        // period, six milliseconds of Linux 6.18's), and the controllers are such a change.
         for (slot, region) in (0..).zip(memory.iter()) {
             let slot = kvm_userspace_memory_region {
                 slot,
@@ -96,6 +89,15 @@ impl KvmVm {
             // mapped until after the VM's descriptor is closed.
             unsafe { fd.set_user_memory_region(slot) }
                 .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        fd.create_irq_chip()
+            .map_err(refused("KVM_CREATE_IRQCHIP"))?;
+        if pit {
+            let config = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            fd.create_pit2(config).map_err(refused("KVM_CREATE_PIT2"))?;
         }
         Ok(Self {
             fd,
