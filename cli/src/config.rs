@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm::config::{
     BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig,
-    RngConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
+    RngConfig, ShareConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
 };
 use vmm::console::{ConsoleConfig, ConsoleEnd};
 
@@ -134,6 +134,19 @@ pub struct Settings {
     )]
     #[serde(rename = "net", deserialize_with = "forms::list_of_text_or_table")]
     pub nets: Vec<NetConfig>,
+    /// Directory of the host's in the guest, by virtio-fs; repeatable
+    ///
+    /// COMMAND finds it at /mnt/NAME; any other guest mounts it with `mount -t virtiofs NAME DIR`. With `ro`
+    /// the guest can change nothing in it. What is mounted in it is shared too; nothing outside is. Files
+    /// that the guest makes belong to the user who runs mvm, or, if that is root, to whom the guest says.
+    /// Example: `--share .,tag=src -- ls /mnt/src`. A comma in the path is written twice.
+    #[arg(
+        long = "share",
+        value_name = "PATH,tag=NAME[,ro]",
+        help_heading = "Disks"
+    )]
+    #[serde(rename = "share", deserialize_with = "forms::list_of_text_or_table")]
+    pub shares: Vec<ShareConfig>,
     /// Where the guest's console goes [default: stdio]
     ///
     /// `stdio` is standard input and output; `file=PATH` keeps the output, without input; `pty` is a
@@ -368,6 +381,7 @@ impl Settings {
         vm.balloon = settings.balloon.unwrap_or(vm.balloon);
         vm.vsock = settings.vsock;
         vm.nets = settings.nets;
+        vm.shares = settings.shares;
         let console = match (&vm.command, settings.console) {
             (Some(_), None) => ConsoleEnd::None.into(),
             (Some(_), Some(console)) if console.end == ConsoleEnd::Stdio => {
@@ -446,6 +460,7 @@ impl Settings {
             balloon,
             vsock,
             nets,
+            shares,
             console,
             api,
             timeout,
@@ -477,6 +492,7 @@ impl Settings {
             balloon: balloon.or(other.balloon),
             vsock: vsock.or(other.vsock),
             nets: some_or(nets, other.nets),
+            shares: some_or(shares, other.shares),
             disks: some_or(disks, other.disks),
             console: console.or(other.console),
             api: api.or(other.api),
@@ -519,6 +535,7 @@ impl Settings {
             .chain(console)
             .chain(reports)
             .chain(self.boot_chart.as_mut().map(ChartPath::path_mut))
+            .chain(self.shares.iter_mut().map(|share| &mut share.path))
             .chain(vsock);
         for path in paths.chain(disks.flat_map(DiskConfig::paths_mut)) {
             // An empty path is a mistake that joining would hide.

@@ -5,6 +5,7 @@ mod args;
 mod chart;
 mod config;
 mod ctl;
+mod descriptors;
 mod doctor;
 mod duration;
 mod emulation;

@@ -17,6 +17,7 @@ use crate::api::{self, ApiError};
 use crate::chart::log::KernelLog;
 use crate::chart::{self, ChartPath};
 use crate::config::Run;
+use crate::descriptors;
 use crate::emulation;
 use crate::flag::Flag;
 use crate::keys::{self, Key, KeyFilter};
@@ -136,6 +137,9 @@ fn boot(mut run: Run, mut record: Option<&mut Record>) -> Result<Outcome, RunErr
         .map(|path| api::Socket::open(path, &run.vm))
         .transpose()?;
     let policy = Policy::new(run.vm.acpi || command.is_some());
+    if !run.vm.shares.is_empty() {
+        descriptors::raise_limit();
+    }
     let mut builder = VmBuilder::new(run.vm).console(console);
     if let Some(streams) = command_streams {
         builder = builder.command_io(streams);

@@ -192,8 +192,8 @@ impl Assembly {
         let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
-        let io: Vec<IoThread> = (0..io_threads)
-            .map(|number| spawn_io(number, &lifecycle, &threads))
+        let mut io: Vec<IoThread> = (0..io_threads)
+            .map(|number| spawn_io(&format!("io{number}"), &lifecycle, &threads))
             .collect::<Result<_, _>>()?;
         let handles: Vec<IoHandle> = io.iter().map(IoThread::handle).collect();
 
@@ -213,10 +213,17 @@ impl Assembly {
         let mut mmio = Bus::new();
         for (index, (face, slot)) in devices.into_iter().zip(&board.virtio_mmio).enumerate() {
             let line = kvm.line(slot.gsi)?;
-            // Each device begins at another thread, so that those of one lane are spread as well.
-            let mut threads = handles.clone();
-            threads.rotate_left(index % handles.len());
-            let transport = MmioTransport::new(face, memory.clone(), threads.into(), line)
+            let serving: Vec<IoHandle> = if face.blocks() {
+                let own = spawn_io(&format!("dev{index}"), &lifecycle, &threads)?;
+                let handle = own.handle();
+                io.push(own);
+                vec![handle]
+            } else {
+                // Each device begins at another thread, so that those of one lane are spread as well.
+                let first = index % handles.len();
+                [&handles[first..], &handles[..first]].concat()
+            };
+            let transport = MmioTransport::new(face, memory.clone(), serving.into(), line)
                 .map_err(device("virtio device"))?;
             for (queue, event) in (0..).zip(transport.doorbells()) {
                 kvm.doorbell(slot.base + mmio::QUEUE_NOTIFY, queue, event)?;
@@ -274,13 +281,12 @@ impl Assembly {
 
 /// An I/O thread whose failure ends the VM.
 fn spawn_io(
-    number: u8,
+    name: &str,
     lifecycle: &Arc<Lifecycle>,
     threads: &Threads,
 ) -> Result<IoThread, IoError> {
     let failed = Arc::downgrade(lifecycle);
-    let name = format!("io{number}");
-    IoThread::spawn_after(threads.prelude(&name), &name, move |error| {
+    IoThread::spawn_after(threads.prelude(name), name, move |error| {
         if let Some(lifecycle) = failed.upgrade() {
             lifecycle.end(Err(VmError::Io(error)));
         }

@@ -5,6 +5,7 @@
 
 mod disk;
 mod net;
+mod share;
 
 use devices::rate::RateControl;
 use devices::virtio::VirtioDevice;
@@ -17,6 +18,7 @@ use devices::virtio::rng::Rng;
 use crate::config::{ConfigError, VmConfig, VsockConfig};
 use crate::error::BuildError;
 use crate::vsock::{self, Vsock};
+pub use share::ShareOpenError;
 
 /// Devices in the order of their slots: the guest finds them in this order.
 pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
@@ -75,6 +77,9 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
         controls.nets.push(card.control());
         controls.net_rates.push(card.rate_control());
         devices.push(Box::new(card));
+    }
+    for share in share::open(config)? {
+        devices.push(Box::new(share));
     }
     Ok((devices, controls))
 }

@@ -12,6 +12,7 @@ mod mac;
 mod net;
 mod rate;
 mod rng;
+mod share;
 mod size;
 mod span;
 mod vsock;
@@ -28,6 +29,7 @@ pub use mac::{MacAddress, MacError};
 pub use net::{MAX_QUEUES, NetConfig, NetConfigError, NetKind};
 pub use rate::{Amount, RateError, RateLimit};
 pub use rng::{RngConfig, RngError};
+pub use share::{ShareConfig, ShareError};
 pub use size::{MemorySize, MemorySizeError};
 pub use span::{Span, SpanError};
 pub use vsock::{VsockConfig, VsockConfigError};
@@ -71,6 +73,9 @@ pub struct VmConfig {
     /// Network cards, in order.
     #[serde(default, rename = "net", skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<NetConfig>,
+    /// Directories of the host's, in order.
+    #[serde(default, rename = "share", skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareConfig>,
     /// Threads that the devices' data paths are spread over.
     #[serde(default = "default_io_threads")]
     pub io_threads: u8,
@@ -124,6 +129,7 @@ impl VmConfig {
             balloon: BalloonConfig::default(),
             vsock: None,
             nets: Vec::new(),
+            shares: Vec::new(),
             io_threads: default_io_threads(),
             command: None,
             acpi: true,
@@ -175,6 +181,7 @@ impl VmConfig {
             command.validate()?;
         }
         net::validate_all(&self.nets)?;
+        share::validate_all(&self.shares)?;
         self.rng.limits()?;
         self.validate_disks()
     }
@@ -254,6 +261,9 @@ pub enum ConfigError {
     /// One of the network cards.
     #[error(transparent)]
     Net(#[from] NetConfigError),
+    /// One of the shared directories.
+    #[error(transparent)]
+    Share(#[from] ShareError),
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use devices::virtio::net::tap::TapError;
 use kvm_ioctls::Error as KvmErrno;
 use thiserror::Error;
 
+pub use crate::catalog::ShareOpenError;
 use crate::command::ModulesError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
@@ -56,6 +57,9 @@ pub enum BuildError {
     /// A tap cannot be used.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A directory cannot be shared.
+    #[error(transparent)]
+    Share(#[from] ShareOpenError),
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),

@@ -8,8 +8,8 @@ use std::thread::{Builder, JoinHandle};
 /// Is told of each thread that runs or serves the guest, on that thread, before it does anything else:
 /// the place to pin it to a CPU, to give it a priority, or to confine it.
 pub trait ThreadHooks: fmt::Debug + Send + Sync {
-    /// A thread begins: `vcpuN` runs the guest, `ioN` moves the devices' data, `command` carries the
-    /// streams of the guest's command.
+    /// A thread begins: `vcpuN` runs the guest, `ioN` moves the devices' data, `devN` that of device N
+    /// alone, whose calls may block, `command` carries the streams of the guest's command.
     fn started(&self, thread: &str);
 }
 

@@ -83,6 +83,7 @@ disk = ["a.img", { path = "b.img", serial = "b", bps = "10M", iops = 100 }]
 rng = "bps=64K"
 balloon = "size=64M,deflate-on-oom=off"
 vsock = "cid=7,uds=v"
+share = [".,tag=src,ro", { path = "b", tag = "t" }]
 net = ["tap=t0,mtu=9000,queues=2", { fd = 5, mac = "02:00:00:00:00:01", bps = 4096, burst = 8192 }]
 console = "file=boot.log"
 api = "vm.sock"
@@ -101,6 +102,7 @@ log-file = "mvm.log"
   "disk": ["a.img", "b.img,serial=b,bps=10M,iops=100"],
   "rng": { "bps": 65536 },
   "balloon": { "size": "64M", "deflate-on-oom": false },
+  "share": [{ "path": ".", "tag": "src", "ro": true }, "b,tag=t"],
   "vsock": { "cid": 7, "uds": "v" },
   "net": [{ "tap": "t0", "mtu": 9000, "queues": 2 }, "fd=5,mac=02:00:00:00:00:01,bps=4K,burst=8K"],
   "expect": ["login: $"], "fail-on": ["a", "b"], "kernel-errors": "fatal",
@@ -145,6 +147,9 @@ log-file = "mvm.log"
             ]
             .map(|card| card.parse().unwrap())
             .into(),
+            shares: [".,tag=src,ro", "b,tag=t"]
+                .map(|share| share.parse().unwrap())
+                .into(),
             console: Some(ConsoleEnd::File("boot.log".into()).into()),
             api: Some("vm.sock".into()),
             timeout: Some("90s".parse().unwrap()),
@@ -225,7 +230,7 @@ log-file = "mvm.log"
         fs::write(
             &path,
             "kernel = \"vmlinux\"\nrootfs = \"/abs.img\"\ndisk = [\"d.img\"]\nconsole = \"unix=s\"\n\
-             vsock = \"cid=3,uds=v\"",
+             vsock = \"cid=3,uds=v\"\nshare = [\"s,tag=t\"]",
         )
         .unwrap();
         let settings = read(&path).unwrap();
@@ -236,6 +241,7 @@ log-file = "mvm.log"
             settings.console,
             Some(ConsoleEnd::Unix(dir.path().join("s")).into())
         );
+        assert_eq!(settings.shares[0].path, dir.path().join("s"));
         assert_eq!(settings.vsock.unwrap().uds, Some(dir.path().join("v")));
     }
 

@@ -19,6 +19,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 mod errors;
+pub mod fs;
 #[cfg(any(test, feature = "testing"))]
 pub mod hostile;
 pub mod net;
@@ -179,6 +180,11 @@ pub trait VirtioDevice: fmt::Debug + Send {
     /// The transport took the device: `interrupt` reaches its driver, for good. A device whose
     /// configuration changes by itself keeps it, to say so. Called once.
     fn connect(&mut self, _interrupt: Arc<dyn VirtioInterrupt>) {}
+    /// Whether its workers make calls that may take long, such as a file system's. Its lanes then get
+    /// a thread of their own, so that no other device has to wait.
+    fn blocks(&self) -> bool {
+        false
+    }
     /// The driver is ready with `acked` features: makes the data path, in one lane or several. Called
     /// again after each reset, once the workers of the time before are gone.
     ///

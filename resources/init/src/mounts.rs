@@ -202,6 +202,13 @@ pub fn shares(spec: &[u8]) -> Result<(), Failure> {
             continue;
         };
         make_path(path);
+        if statat(CWD, path, AtFlags::empty()).is_err()
+            && let Some((parent, _)) = path.rsplit_once('/')
+        {
+            // The root file system is read-only: the directory is made on top of it.
+            let _ = mount("tmpfs", parent, "tmpfs", MountFlags::NODEV, c"mode=755");
+            make_path(path);
+        }
         let flags = if mode == "ro" {
             MountFlags::RDONLY
         } else {

@@ -166,6 +166,13 @@ fn guest_spec(config: &VmConfig, command: &CommandConfig) -> Vec<u8> {
         let mode = if rootfs.read_only { "ro" } else { "rw" };
         put(key::ROOT, &format!("{mode}:/dev/vda"));
     }
+    for share in &config.shares {
+        let mode = if share.read_only { "ro" } else { "rw" };
+        put(
+            key::SHARE,
+            &format!("{mode}:{}:{}", share.tag, share.mount_point()),
+        );
+    }
     if !config.nets.is_empty() {
         put(key::DHCP, "on");
     }
@@ -199,6 +206,7 @@ mod tests {
     fn the_guest_is_told_of_the_command_and_its_root() {
         let mut config = VmConfig::new("vmlinux");
         config.rootfs = Some("img.ext4,ro".parse().unwrap());
+        config.shares = vec![".,tag=src,ro".parse().unwrap()];
         let command = CommandConfig {
             env: vec!["A=b".to_owned()],
             workdir: Some("/src".into()),
@@ -208,6 +216,7 @@ mod tests {
         let value =
             |key| spec::value(&text, key).map(|value| String::from_utf8_lossy(value).into_owned());
         assert_eq!(value(key::ROOT).as_deref(), Some("ro:/dev/vda"));
+        assert_eq!(value(key::SHARE).as_deref(), Some("ro:src:/mnt/src"));
         assert_eq!(value(key::DIRECTORY).as_deref(), Some("/src"));
         assert_eq!(value(key::TERMINAL), None);
         let words: Vec<_> = spec::values(&text, key::ARG).collect();

@@ -12,6 +12,7 @@ mod balloon;
 mod block;
 pub mod case;
 mod console;
+mod fs;
 pub mod generic;
 mod net;
 mod rng;
@@ -36,6 +37,7 @@ pub fn subjects() -> Vec<Subject> {
         Some(net::subject()),
         Some(net::pairs()),
         Some(console::subject()),
+        Some(fs::subject()),
         Some(rng::subject()),
         Some(vsock::subject()),
     ]
