@@ -1,7 +1,5 @@
-//! Initramfs archives in the "newc" format, written directly: no root, no `cpio` program, and the same bytes for
-//! the same input, because inode numbers count up and times are zero.
-//!
-//! Format: Linux `Documentation/driver-api/early-userspace/buffer-format.rst`.
+//! Initramfs archives (Linux `Documentation/driver-api/early-userspace/buffer-format.rst`): no root, no `cpio`
+//! program, and the same bytes for the same input, because inode numbers count up and times are zero.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,10 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-
-const DIRECTORY: u32 = 0o040_000;
-const REGULAR: u32 = 0o100_000;
-const SYMLINK: u32 = 0o120_000;
+use cpio::newc::{Builder, ModeFileType, trailer};
 
 /// An archive that is being written.
 #[derive(Debug)]
@@ -21,7 +16,6 @@ pub struct Archive<W> {
     out: W,
     inode: u32,
     directories: BTreeSet<String>,
-    written: u64,
 }
 
 impl<W: Write> Archive<W> {
@@ -31,7 +25,6 @@ impl<W: Write> Archive<W> {
             out,
             inode: 0,
             directories: BTreeSet::new(),
-            written: 0,
         }
     }
 
@@ -43,19 +36,19 @@ impl<W: Write> Archive<W> {
         }
         self.parents(path)?;
         self.directories.insert(path.to_owned());
-        self.entry(path, DIRECTORY | 0o755, &[])
+        self.entry(path, ModeFileType::Directory, 0o755, &[])
     }
 
     /// A regular file made of bytes.
     pub fn bytes(&mut self, path: &str, mode: u32, data: &[u8]) -> Result<()> {
         self.parents(path)?;
-        self.entry(path, REGULAR | mode & 0o7777, data)
+        self.entry(path, ModeFileType::Regular, mode & 0o7777, data)
     }
 
     /// A symbolic link.
     pub fn symlink(&mut self, path: &str, target: &str) -> Result<()> {
         self.parents(path)?;
-        self.entry(path, SYMLINK | 0o777, target.as_bytes())
+        self.entry(path, ModeFileType::Symlink, 0o777, target.as_bytes())
     }
 
     /// A file of the host, streamed, with its permissions.
@@ -63,18 +56,10 @@ impl<W: Write> Archive<W> {
         self.parents(path)?;
         let mut file = fs::File::open(source).with_context(|| source.display().to_string())?;
         let metadata = file.metadata()?;
-        let length = metadata.len();
-        self.header(
-            path,
-            REGULAR | metadata.permissions().mode() & 0o7777,
-            length,
-        )?;
-        let copied = io::copy(&mut file, &mut self.out)?;
-        if copied != length {
-            bail!("{} changed while it was being read", source.display());
-        }
-        self.written += copied;
-        self.pad()
+        let mode = metadata.permissions().mode() & 0o7777;
+        let head = self.head(path, ModeFileType::Regular, mode);
+        self.write(head, metadata.len(), &mut file)
+            .with_context(|| source.display().to_string())
     }
 
     /// A tree of the host: directories, files and links, in the order of their names.
@@ -119,7 +104,7 @@ impl<W: Write> Archive<W> {
 
     /// Ends the archive and hands back what it was written to.
     pub fn finish(mut self) -> Result<W> {
-        self.entry("TRAILER!!!", 0, &[])?;
+        trailer(&mut self.out)?;
         self.out.flush()?;
         Ok(self.out)
     }
@@ -131,39 +116,28 @@ impl<W: Write> Archive<W> {
         }
     }
 
-    fn entry(&mut self, path: &str, mode: u32, data: &[u8]) -> Result<()> {
-        self.header(path, mode, data.len() as u64)?;
-        self.out.write_all(data)?;
-        self.written += data.len() as u64;
-        self.pad()
+    fn entry(&mut self, path: &str, kind: ModeFileType, mode: u32, mut data: &[u8]) -> Result<()> {
+        let head = self.head(path, kind, mode);
+        self.write(head, data.len() as u64, &mut data)
     }
 
-    fn header(&mut self, path: &str, mode: u32, length: u64) -> Result<()> {
-        let name = path.trim_start_matches('/');
-        let length = u32::try_from(length).with_context(|| format!("{name} exceeds 4 GiB"))?;
+    fn head(&mut self, path: &str, kind: ModeFileType, mode: u32) -> Builder {
         self.inode += 1;
-        let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
-        let header = format!(
-            "070701{inode:08x}{mode:08x}{uid:08x}{gid:08x}{links:08x}{mtime:08x}{length:08x}{zero:08x}{zero:08x}\
-             {zero:08x}{zero:08x}{name_length:08x}{zero:08x}{name}\0",
-            inode = self.inode,
-            uid = 0,
-            gid = 0,
-            mtime = 0,
-            zero = 0,
-            name_length = name.len() + 1,
-        );
-        self.out.write_all(header.as_bytes())?;
-        self.written += header.len() as u64;
-        self.pad()
+        Builder::new(path.trim_start_matches('/'))
+            .ino(self.inode)
+            .nlink(1)
+            .mode(mode)
+            .set_mode_file_type(kind)
     }
 
-    /// Headers and contents each begin at a multiple of four.
-    fn pad(&mut self) -> Result<()> {
-        let missing = self.written.next_multiple_of(4) - self.written;
-        let zeros = &[0; 3][..usize::try_from(missing)?];
-        self.out.write_all(zeros)?;
-        self.written += missing;
+    fn write(&mut self, head: Builder, length: u64, data: &mut dyn io::Read) -> Result<()> {
+        let len = u32::try_from(length).context("files of 4 GiB and more cannot be archived")?;
+        let mut writer = head.write(&mut self.out, len);
+        // The archive does not look after what is missing.
+        if io::copy(data, &mut writer)? != length {
+            bail!("it changed while it was being read");
+        }
+        writer.finish()?;
         Ok(())
     }
 }
