@@ -3,27 +3,31 @@
 //!
 //! A setting is declared once, in [`Settings`]; the name of its option is its key in the file.
 
+mod command;
+mod error;
 mod file;
 mod forms;
+mod level;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use vmm::config::{
-    BalloonConfig, CommandConfig, ConfigError, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig,
-    RngConfig, ShareConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
+    BalloonConfig, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig, RngConfig, ShareConfig,
+    VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
 };
 use vmm::console::{ConsoleConfig, ConsoleEnd};
 
 use crate::chart::ChartPath;
 use crate::duration::Limit;
 use crate::report::ReportPath;
-use crate::script::{Script, ScriptError};
+use crate::script::Script;
 use crate::watch::{KernelErrors, Pattern, Wanted};
+pub use error::SettingsError;
 pub use file::FileError;
+pub use level::LogLevel;
 
 /// Everything that can be set, none of it required yet.
 #[derive(Debug, Default, PartialEq, Eq, Args, Deserialize, Serialize)]
@@ -269,70 +273,6 @@ fn cmdline_help() -> String {
     )
 }
 
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What ends or cripples a VM.
-    Error,
-    /// What a user should know.
-    Warn,
-    /// What was set up.
-    Info,
-    /// What an engineer looks for.
-    Debug,
-    /// Every event.
-    Trace,
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Off => Self::Off,
-            LogLevel::Error => Self::Error,
-            LogLevel::Warn => Self::Warn,
-            LogLevel::Info => Self::Info,
-            LogLevel::Debug => Self::Debug,
-            LogLevel::Trace => Self::Trace,
-        }
-    }
-}
-
-/// Why the settings are not a VM.
-#[derive(Debug, Error)]
-pub enum SettingsError {
-    /// The configuration file.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Neither the flags nor the file name a kernel.
-    #[error("no kernel given; name one with --kernel PATH, see 'mvm --help'")]
-    NoKernel,
-    /// A setting for a command, and no command.
-    #[error("--{0} is for a command in the guest; name one after '--'")]
-    NoCommand(&'static str),
-    /// A variable to pass on that is not set.
-    #[error("--env {0}: mvm has no such variable to pass on; write {0}=VALUE")]
-    NoVariable(String),
-    /// Two users of the same streams.
-    #[error(
-        "--console stdio: the command has standard input and output; use --console file=PATH, or leave it out"
-    )]
-    ConsoleTaken,
-    /// The script.
-    #[error(transparent)]
-    Script(#[from] ScriptError),
-    /// A script, and a console that others type into.
-    #[error(
-        "--script types into the console, which cannot be {0} then; use --console stdio, file=PATH or none"
-    )]
-    ScriptConsole(ConsoleConfig),
-    /// What they describe cannot be a VM.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-}
-
 /// How the VM is run, apart from what it is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Run {
@@ -414,31 +354,6 @@ impl Settings {
             log_level: settings.log_level.unwrap_or(LogLevel::Warn).into(),
             log_file: settings.log_file,
         })
-    }
-
-    /// The command that they ask for, if any.
-    fn command(&self) -> Result<Option<CommandConfig>, SettingsError> {
-        if self.words.is_empty() {
-            let settings = [
-                ("env", !self.env.is_empty()),
-                ("workdir", self.workdir.is_some()),
-                ("modules", self.modules.is_some()),
-            ];
-            return match settings.into_iter().find(|(_, given)| *given) {
-                Some((name, _)) => Err(SettingsError::NoCommand(name)),
-                None => Ok(None),
-            };
-        }
-        Ok(Some(CommandConfig {
-            env: self
-                .env
-                .iter()
-                .map(|variable| with_value(variable))
-                .collect::<Result<_, _>>()?,
-            workdir: self.workdir.clone(),
-            modules: self.modules.clone(),
-            ..CommandConfig::new(&self.words)
-        }))
     }
 
     /// These settings, and the other's where these are silent.
@@ -546,71 +461,10 @@ impl Settings {
     }
 }
 
-/// A variable with its value: the given one, or mvm's own.
-fn with_value(variable: &str) -> Result<String, SettingsError> {
-    if variable.contains('=') {
-        return Ok(variable.to_owned());
-    }
-    let value = std::env::var(variable);
-    let value = value.map_err(|_| SettingsError::NoVariable(variable.to_owned()))?;
-    Ok(format!("{variable}={value}"))
-}
-
 /// A repeatable option replaces the file's list.
 fn some_or<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn kernel(path: &str) -> Settings {
-        Settings {
-            kernel: Some(path.into()),
-            ..Settings::default()
-        }
-    }
-
-    #[test]
-    fn flags_win_and_the_file_fills_in() {
-        let flags = Settings {
-            cpus: Some(2),
-            disks: vec![DiskConfig::new("flag.img")],
-            ..kernel("flag")
-        };
-        let file = Settings {
-            cpus: Some(8),
-            mem: Some(MemorySize::mib(512)),
-            no_acpi: true,
-            disks: vec![DiskConfig::new("file.img")],
-            ..kernel("file")
-        };
-        let both = flags.or(file);
-        assert_eq!(both.kernel.unwrap(), Path::new("flag"));
-        assert_eq!(both.cpus, Some(2));
-        assert_eq!(both.mem, Some(MemorySize::mib(512)));
-        assert!(both.no_acpi);
-        assert_eq!(both.disks, [DiskConfig::new("flag.img")]);
-    }
-
-    #[test]
-    fn defaults_are_the_librarys() {
-        let run = kernel("vmlinux").resolve(None).unwrap();
-        assert_eq!(run.vm, VmConfig::new("vmlinux"));
-        assert_eq!(run.log_level, LevelFilter::Warn);
-        assert_eq!(run.timeout, None);
-    }
-
-    #[test]
-    fn a_vm_needs_a_kernel_and_sense() {
-        let error = Settings::default().resolve(None).unwrap_err();
-        assert!(matches!(error, SettingsError::NoKernel));
-        let settings = Settings {
-            cpus: Some(0),
-            ..kernel("vmlinux")
-        };
-        let error = settings.resolve(None).unwrap_err();
-        assert_eq!(error.to_string(), "0 vCPUs asked for; a VM has 1 to 254");
-    }
-}
+mod tests;
