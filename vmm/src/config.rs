@@ -216,6 +216,7 @@ const PAGE_SIZE: u64 = 4096;
 
 /// Why a configuration cannot be a VM on any host.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// A path is an empty string.
     #[error("the path of the {0} is empty; name a file")]

@@ -23,6 +23,7 @@ pub use crate::vcpu::EmulationFailure;
 
 /// Why a VM could not be assembled. Nothing of the guest has run.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// The settings contradict themselves.
     #[error(transparent)]
@@ -119,6 +120,7 @@ impl BuildError {
 
 /// Why a VM that ran did not end by itself.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum VmError {
     /// KVM_RUN failed.
     #[error("KVM_RUN failed: {0}; 'mvm doctor' tells what this host can do")]

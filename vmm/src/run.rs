@@ -49,6 +49,7 @@ pub enum Stdio {
 
 /// Why a command could not be run to its end.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// The VM could not be assembled.
     #[error(transparent)]

@@ -16,6 +16,7 @@ pub const MAX_PATH: usize = 107;
 /// Why there can be no socket at a path. The message opens with the path, to be put behind what the
 /// socket is for.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum SocketError {
     /// The folder that it should be in is not there.
     #[error("{}: there is no folder {}; create it or choose another path", .path.display(), .parent.display())]

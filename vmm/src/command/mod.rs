@@ -122,6 +122,7 @@ impl CommandHandle {
 
 /// Why the modules of a directory cannot be brought along.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ModulesError {
     /// A file of the directory cannot be read.
     #[error(

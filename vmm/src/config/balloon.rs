@@ -31,6 +31,7 @@ pub struct BalloonConfig {
 
 /// Why a balloon is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BalloonError {
     /// The list itself is malformed.
     #[error(transparent)]

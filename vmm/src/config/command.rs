@@ -37,6 +37,7 @@ pub struct TerminalSize {
 
 /// Why a command cannot be one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CommandError {
     /// No program.
     #[error("there is no command after '--'; name a program of the guest's")]

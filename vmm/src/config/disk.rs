@@ -125,6 +125,7 @@ impl Choice for Cache {
 
 /// Why a disk is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DiskError {
     /// The list itself is malformed.
     #[error(transparent)]

@@ -36,6 +36,7 @@ pub trait Choice: Copy + PartialEq + 'static {
 
 /// Why a comma list could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ListError {
     /// Nothing between two commas, or at an end.
     #[error("'{0}' has an empty part; write a comma that belongs to a value twice")]

@@ -12,6 +12,7 @@ pub struct MacAddress([u8; 6]);
 
 /// Why an address is not a card's.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MacError {
     /// It does not look like one.
     #[error("'{0}' is not a MAC address; write six bytes, such as 02:00:00:00:00:01")]

@@ -55,6 +55,7 @@ pub enum NetKind {
 
 /// Why a card is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NetConfigError {
     /// The list itself is malformed.
     #[error(transparent)]

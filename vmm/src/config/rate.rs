@@ -38,6 +38,7 @@ pub struct Amount(pub u64);
 
 /// Why a limit is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RateError {
     /// The list itself is malformed.
     #[error(transparent)]

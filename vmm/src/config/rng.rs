@@ -24,6 +24,7 @@ pub struct RngConfig {
 
 /// Why a source of entropy is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RngError {
     /// The list itself is malformed.
     #[error(transparent)]

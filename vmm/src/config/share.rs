@@ -25,6 +25,7 @@ pub struct ShareConfig {
 
 /// Why a share is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ShareError {
     /// The list itself is malformed.
     #[error(transparent)]

@@ -13,6 +13,7 @@ pub struct MemorySize(u64);
 
 /// Why a memory size could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemorySizeError {
     /// Not a number with an optional unit.
     #[error("'{0}' is not a size; write a whole number and a unit, such as 256M or 4G")]

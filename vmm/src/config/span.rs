@@ -14,6 +14,7 @@ pub struct Span(Duration);
 
 /// Why a span of time could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpanError {
     /// Not a number with a unit.
     #[error(

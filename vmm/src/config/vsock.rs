@@ -32,6 +32,7 @@ pub struct VsockConfig {
 
 /// Why a vsock is not one.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VsockConfigError {
     /// The list itself is malformed.
     #[error(transparent)]

@@ -47,6 +47,7 @@ pub enum ConsoleEnd {
 
 /// Why a console could not be read from text.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConsoleConfigError {
     /// None of the forms.
     #[error(

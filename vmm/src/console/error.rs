@@ -9,6 +9,7 @@ use crate::socket::SocketError;
 
 /// Why a console could not be opened.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ConsoleError {
     /// Standard input or output is closed.
     #[error("the console cannot use standard {stream}: {source}; give --console file=PATH or none")]

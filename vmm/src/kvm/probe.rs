@@ -43,6 +43,7 @@ impl fmt::Display for HostKind {
 
 /// Why the host could not be probed.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ProbeError {
     /// `/dev/kvm` does not open; the source's kind tells absence from lack of permission.
     #[error("{KVM_DEVICE} cannot be opened")]

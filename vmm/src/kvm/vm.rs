@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// What KVM refused.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum KvmError {
     /// `/dev/kvm` is missing or may not be opened.
     #[error("/dev/kvm cannot be opened: {0}; 'mvm doctor' tells what is missing")]

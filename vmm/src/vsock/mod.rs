@@ -58,6 +58,7 @@ const MAX_GREETING: usize = 16;
 
 /// Why this process and the guest are not connected.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum VsockError {
     /// There is a [`VsockListener`] at that port.
     #[error("vsock port {0} is listened at already")]
