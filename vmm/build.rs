@@ -27,6 +27,7 @@ fn main() {
         "init/Cargo.toml",
         "init/Cargo.lock",
         "init-lib/src",
+        "init-lib/Cargo.toml",
     ] {
         println!(
             "cargo::rerun-if-changed={}",

@@ -28,8 +28,9 @@ mod kernel;
 
 use card::Card;
 
-/// How long a server may take to answer on one interface.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a server may take to answer on one interface: some try for three seconds first whether the
+/// address is free.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the client looks.
 const TICK: Duration = Duration::from_millis(2);
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::tests;
-use crate::context::{Context, Kernel};
+use crate::context::{Context, Kernel, Skip};
+use crate::lan::{self, HOST, Tap};
 use crate::pty::TerminalVm;
 use crate::vm::{Mvm, Outcome};
 
@@ -36,6 +37,7 @@ tests! { "command":
     SHORT the_image_is_changed_only_by_the_command,
     SHORT a_terminal,
     SHORT a_read_only_root,
+    SHORT a_network_by_dhcp,
 }
 
 /// A guest with the tests' root file system, whose init is not used.
@@ -334,4 +336,59 @@ fn a_read_only_root(context: &Context) -> Result<()> {
         .exits_with(0)?;
     ensure!(outcome.stdout == "refused\nallowed\n", "{}", outcome.stdout);
     Ok(())
+}
+
+/// A server that is ended with the test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail for one that has ended, as they should.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Serves one address on `tap`, the last but for the host's.
+fn dhcp_server(context: &Context, tap: &str) -> Result<Server> {
+    let file = |name: &str| context.path(name).display().to_string();
+    let settings = format!(
+        "interface {tap}\nstart 10.0.0.50\nend 10.0.0.50\nlease_file {}\npidfile {}\n\
+         opt subnet 255.255.255.0\nopt router {HOST}\nopt dns {HOST}\nopt lease 600\n",
+        file("leases"),
+        file("pid"),
+    );
+    let path = context.path("udhcpd.conf");
+    fs::write(&path, settings)?;
+    let mut command = Command::new("busybox");
+    command.args(["udhcpd", "-f"]).arg(path);
+    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    Ok(Server(child.map_err(|error| {
+        Skip(format!("busybox, for its udhcpd: {error}"))
+    })?))
+}
+
+/// And lo, always; and a card that nobody answers keeps no command from running.
+fn a_network_by_dhcp(context: &Context) -> Result<()> {
+    let script = "ip -4 addr show eth0 | grep -o 'inet [0-9./]*'
+        ip route | grep -o 'default via [0-9.]*'
+        cat /etc/resolv.conf
+        ping -c 1 -W 20 10.0.0.1 >/dev/null && echo host answers
+        ping -c 1 -W 20 127.0.0.1 >/dev/null && echo lo answers
+        exit 0";
+    lan::alone(|| {
+        Tap::open("t0", false)?.stay(0)?;
+        lan::give_addresses("t0")?;
+        let guest = || Ok::<_, anyhow::Error>(tiny(context)?.args("--net tap=t0").shell(script));
+        let outcome = guest()?.exits_with(0)?;
+        let warning = "no DHCP server answers on interface eth0";
+        ensure!(outcome.stderr.contains(warning), "{}", outcome.stderr);
+        ensure!(outcome.stdout == "lo answers\n", "{}", outcome.stdout);
+
+        let _server = dhcp_server(context, "t0")?;
+        let outcome = guest()?.exits_with(0)?;
+        let expected = "inet 10.0.0.50/24\ndefault via 10.0.0.1\nnameserver 10.0.0.1\n\
+                        host answers\nlo answers\n";
+        said(&outcome, expected, "")
+    })
 }
