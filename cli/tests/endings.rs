@@ -225,3 +225,33 @@ fn an_instruction_that_kvm_cannot_emulate_is_named() {
     assert!(stderr.contains("software KVM"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
+
+/// In a mount namespace whose /dev is empty.
+#[test]
+fn a_host_without_kvm_is_told_of_at_once() {
+    let files = Files::new();
+    let kernel = files.kernel(RESET);
+    for options in [&[][..], &["--expect", "x"], &["--", "true"]] {
+        let mut command = program("unshare");
+        command
+            .args([
+                "-rm",
+                "sh",
+                "-c",
+                "mount -t tmpfs none /dev && exec \"$@\"",
+                "sh",
+            ])
+            .arg(env!("CARGO_BIN_EXE_mvm"))
+            .args(["--kernel", arg(&kernel)])
+            .args(options);
+        let output = finish(&mut command);
+        let stderr = text(&output.stderr);
+        if output.status.code() != Some(125) {
+            println!("skipped: no namespace with an empty /dev can be made: {stderr}");
+            return;
+        }
+        assert!(stderr.starts_with("mvm: /dev/kvm"), "{stderr}");
+        assert!(stderr.contains("mvm doctor"), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
