@@ -227,6 +227,14 @@ fn resident() -> u64 {
     number.parse().unwrap()
 }
 
+/// Mappings of this process.
+fn mappings() -> usize {
+    fs::read_to_string("/proc/self/maps")
+        .unwrap()
+        .lines()
+        .count()
+}
+
 #[test]
 fn nothing_is_left_behind() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
@@ -249,7 +257,7 @@ fn nothing_is_left_behind() {
     };
     // Allocators and the like take what they keep at first.
     (0..20).for_each(|_| round());
-    let (before, memory) = (counts(), resident());
+    let (before, memory, mapped) = (counts(), resident(), mappings());
     (0..200).for_each(|_| round());
     // A joined thread may be seen in /proc for a moment longer.
     let start = Instant::now();
@@ -260,6 +268,9 @@ fn nothing_is_left_behind() {
     let grown = resident().saturating_sub(memory);
     // A page a VM would be 800 KiB.
     assert!(grown < 800, "{grown} KiB more after 200 VMs");
+    // An allocator has a few more or less; a VM has several.
+    let more = mappings().saturating_sub(mapped);
+    assert!(more < 100, "{more} mappings more after 200 VMs");
 }
 
 #[test]
