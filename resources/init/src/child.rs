@@ -17,6 +17,7 @@ use rustix::process::{Pid, chdir, ioctl_tiocsctty, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use crate::say;
 use crate::sys::{self, Forked};
 
 /// Where a program without a slash in its name is looked for, unless the environment says.
@@ -42,7 +43,7 @@ impl NotStarted {
     fn system(what: &str, errno: Errno) -> Self {
         Self {
             status: 125,
-            reason: format!("{what}: {errno}"),
+            reason: format!("{what}: {}", say(errno)),
         }
     }
 }
@@ -213,20 +214,6 @@ impl Program {
                 reason: format!("{name}: cannot be executed in the guest: {}", say(errno)),
             },
         }
-    }
-}
-
-/// The error's usual words.
-fn say(errno: Errno) -> String {
-    match errno {
-        Errno::NOENT => "no such file or directory".into(),
-        Errno::NOTDIR => "not a directory".into(),
-        Errno::ACCESS => "permission denied".into(),
-        Errno::NOEXEC => "not a program for this machine".into(),
-        Errno::ISDIR => "a directory".into(),
-        Errno::NOMEM => "not enough memory".into(),
-        Errno::TOOBIG => "arguments too long".into(),
-        errno => format!("{errno}"),
     }
 }
 

@@ -35,7 +35,26 @@ pub struct Failure(pub String);
 
 impl Failure {
     fn new(what: &str, on: &str, errno: Errno) -> Self {
-        Self(format!("{what} {on}: {errno}"))
+        Self(format!("{what} {on}: {}", say(errno)))
+    }
+}
+
+/// The error's usual words, of which there are none without a libc.
+fn say(errno: Errno) -> String {
+    match errno {
+        Errno::NOENT => "no such file or directory".into(),
+        Errno::NOTDIR => "not a directory".into(),
+        Errno::ACCESS => "permission denied".into(),
+        Errno::NOEXEC => "not a program for this machine".into(),
+        Errno::ISDIR => "a directory".into(),
+        Errno::NOMEM => "not enough memory".into(),
+        Errno::TOOBIG => "arguments too long".into(),
+        Errno::INVAL => "invalid argument".into(),
+        Errno::NODEV => "no such device".into(),
+        Errno::NXIO => "no such device or address".into(),
+        Errno::IO => "input/output error".into(),
+        Errno::ROFS => "read-only file system".into(),
+        errno => format!("{errno}"),
     }
 }
 

@@ -34,6 +34,8 @@ tests! { "command":
     SHORT a_reader_that_leaves_is_a_broken_pipe,
     SHORT timeout,
     SHORT a_panic_under_the_command,
+    SHORT a_power_off_under_the_command,
+    SHORT a_root_that_is_none,
     SHORT the_image_is_changed_only_by_the_command,
     SHORT a_terminal,
     SHORT a_read_only_root,
@@ -282,8 +284,39 @@ fn a_panic_under_the_command(context: &Context) -> Result<()> {
         .shell("echo before; sleep 1; echo c >/proc/sysrq-trigger; sleep 10")
         .exits_with(123)?;
     outcome.says("before")?;
+    // The console is not shown, but for its end where there is something to tell.
+    let said = &outcome.stderr;
+    let words = "mvm: the guest's kernel panicked\nmvm: the last lines of the guest's console:\n";
+    ensure!(said.starts_with(words), "mvm says: {said}");
+    ensure!(said.contains("sysrq: Trigger a crash"), "mvm says: {said}");
+    Ok(())
+}
+
+fn a_power_off_under_the_command(context: &Context) -> Result<()> {
+    let outcome = tiny(context)?
+        .shell("echo before; echo '<0>last words' >/dev/kmsg; sleep 1; poweroff -f; sleep 10")
+        .exits_with(125)?;
+    outcome.says("before")?;
+    let said = &outcome.stderr;
+    let words = "mvm: the guest powered off before its command ended\nmvm: the last lines";
+    ensure!(said.starts_with(words), "mvm says: {said}");
+    ensure!(said.contains("last words"), "mvm says: {said}");
+    Ok(())
+}
+
+/// A kernel that finds no root says so where it can be read.
+fn a_root_that_is_none(context: &Context) -> Result<()> {
+    let image = context.path("empty.img");
+    fs::File::create(&image)?.set_len(1 << 20)?;
+    let outcome = context
+        .boot(Kernel::TinyElf)?
+        .arg("--rootfs")
+        .arg(image)
+        .command(["true"])
+        .exits_with(125)?;
+    let words = "mvm: cannot find a file system that the kernel knows on /dev/vda: ";
     ensure!(
-        outcome.stderr.contains("panicked"),
+        outcome.stderr.starts_with(words),
         "mvm says: {}",
         outcome.stderr
     );

@@ -117,7 +117,7 @@ fn matrix(context: &Context) -> Result<()> {
     let file = context.path("boots.toml");
     let rootfs = context.rootfs()?;
     let settings = format!(
-        "[settings]\nrootfs = '{},ro'\ninitrd = '{}'\nmem = '512M'\nkernel-errors = 'fatal'\n\
+        "[settings]\nrootfs = '{},overlay'\ninitrd = '{}'\nmem = '512M'\nkernel-errors = 'fatal'\n\
          [matrix]\nkernel = ['{}', '{}']\ncommand = [['uname', '-r'], ['false']]\n",
         rootfs.display(),
         context.guest("initrd").display(),
