@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -52,15 +52,17 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Watches the signals that end a VM, and those of its terminal where it has one.
+    /// Watches the signals that end a VM, and those of its terminal where it has one; and SIGXFSZ, of which
+    /// nothing comes: a guest that makes a file longer than `ulimit -f` is then told so, and not the end of
+    /// mvm.
     ///
     /// A signal that was ignored when mvm started stays ignored: that is how nohup(1) and a shell's
     /// background jobs protect their children.
     pub fn watch(at_terminal: bool) -> io::Result<Self> {
-        let ending = [SIGTERM, SIGINT, SIGHUP, SIGQUIT];
+        let ending = [SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGXFSZ];
         let terminal = [SIGTSTP, SIGCONT, SIGWINCH];
         let terminal = terminal.into_iter().filter(|_| at_terminal);
-        let mut wanted = Vec::with_capacity(7);
+        let mut wanted = Vec::with_capacity(8);
         for signal in ending.into_iter().chain(terminal) {
             if !is_ignored(signal)? {
                 wanted.push(signal);
@@ -120,6 +122,7 @@ mod tests {
         assert_eq!(request(SIGTSTP), Some(Request::Suspend));
         assert_eq!(request(SIGCONT), Some(Request::Resume));
         assert_eq!(request(SIGWINCH), Some(Request::Resize));
+        assert_eq!(request(SIGXFSZ), None);
         assert_eq!(request(64), None);
         assert_eq!(Number(15).name(), "SIGTERM");
         assert_eq!(Number(15).status(), 143);
