@@ -10,3 +10,21 @@ pub mod target;
 pub mod targets;
 
 pub use target::{Target, all, find};
+
+/// The most bytes of a file that an input may make.
+const LONGEST_FILE: libc::rlim_t = 16 << 20;
+
+/// Keeps the files of this process short, with errors where they would be longer: a guest with a shared
+/// directory may ask for any length, and would have it.
+pub fn keep_files_short() {
+    let limit = libc::rlimit {
+        rlim_cur: LONGEST_FILE,
+        rlim_max: LONGEST_FILE,
+    };
+    // SAFETY: the limit is read during the call, and the signal is ignored, for which there is no handler that
+    // could do anything wrong.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}

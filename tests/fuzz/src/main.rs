@@ -54,6 +54,7 @@ fn main() -> Result<()> {
             let target = find(&name)?;
             let data = fs::read(&file).with_context(|| file.display().to_string())?;
             print!("{}", target.explain(&data));
+            fuzz::keep_files_short();
             target.run(&data);
         }
     }

@@ -31,6 +31,8 @@ const HANG: &str = "-timeout=120";
 const MEMORY: &str = "-rss_limit_mb=3072";
 /// Bytes of an input; the longest seeds have as many.
 const LENGTH: &str = "-max_len=4096";
+/// The target sees to files that are too long.
+const NO_SIGNAL: &str = "-handle_xfsz=0";
 
 /// What to fuzz and for how long.
 #[derive(Debug, clap::Args)]
@@ -213,7 +215,7 @@ impl Build {
         }
         command
             .env("MVM_FUZZ_TARGET", name)
-            .args([HANG, MEMORY, LENGTH, "-print_final_stats=1"])
+            .args([HANG, MEMORY, LENGTH, NO_SIGNAL, "-print_final_stats=1"])
             .arg(format!("-artifact_prefix={}/", findings.display()))
             .args([&corpus, &seeds]);
         Ok(command)

@@ -29,6 +29,7 @@ fn target() -> Box<dyn Target> {
 
 libfuzzer_sys::fuzz_target!(
     init: {
+        fuzz::keep_files_short();
         if log::set_logger(&Nowhere).is_ok() {
             log::set_max_level(log::LevelFilter::Trace);
         }

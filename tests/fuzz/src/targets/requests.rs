@@ -11,6 +11,7 @@
 //! The shape's lower bits say where the bytes are cut in two buffers, the highest whether the chain is indirect.
 
 use devices::io::IoLoop;
+use devices::virtio::fs::testing::{Body, ROOT, message, op};
 use devices::virtio::hostile::attack::{Engine, QUEUE_SIZE};
 use devices::virtio::hostile::{self, Attack, Subject};
 use devices::virtio::testing::{Descriptor, Driver, Tape, WRITE, reg};
@@ -272,6 +273,57 @@ fn known(device: &str) -> Vec<Vec<u8>> {
             let received = [&room[..], &[0x80, 0x81, 0x82, 0x83]].concat();
             commands.chain(frames).chain([received]).collect()
         }
+        "fs" => shared_directory(),
         _ => Vec::new(),
     }
+}
+
+/// Messages of a guest that has mounted a shared directory: about itself, a file that is there, one that is made.
+fn shared_directory() -> Vec<Vec<u8>> {
+    let say = |opcode, node, body: &Body| written(1, &message(opcode, node, body), 4096);
+    let init = say(op::INIT, ROOT, &Body::init(u64::MAX));
+    let create = Body::words([2, 0o600, 0, 0]).and_name("new");
+    // The first handle that is given is 1, for the file or the directory.
+    let first = [
+        say(op::CREATE, ROOT, &create),
+        say(op::LOOKUP, ROOT, &Body::name("file")),
+        say(op::OPENDIR, ROOT, &Body::longs([0])),
+    ];
+    let open = [&init[..], &first[0]].concat();
+    let listed = [&init[..], &first[2]].concat();
+    let then = [
+        (op::WRITE, Body::write(1, 3, b"bytes")),
+        (op::READ, Body::read(1, 0, 4096)),
+        (op::READDIR, Body::read(1, 0, 4096)),
+        (op::READDIRPLUS, Body::read(1, 0, 4096)),
+        (op::RELEASE, Body::longs([1, 0, 0])),
+        (op::SETATTR, Body::mode(0o600)),
+        (op::STATFS, Body::default()),
+        (op::SYMLINK, Body::name("link").and_name("/")),
+        (op::MKNOD, Body::words([0o10600, 0, 0, 0]).and_name("fifo")),
+        (op::MKDIR, Body::words([0o700, 0]).and_name("made")),
+        (
+            op::RENAME2,
+            Body::longs([ROOT, 2]).and_name("file").and_name("dir"),
+        ),
+        (op::UNLINK, Body::name("file")),
+        (op::RMDIR, Body::name("dir")),
+        (op::FORGET, Body::longs([1])),
+        (
+            op::BATCH_FORGET,
+            Body::words([2, 0]).and(Body::longs([2, 1, 3, 1])),
+        ),
+        (
+            op::IOCTL,
+            Body::longs([1]).and(Body::words([0, 0, 0, 0, 8, 8])),
+        ),
+        (op::DESTROY, Body::default()),
+    ];
+    let then = then.map(|(opcode, body)| say(opcode, ROOT, &body));
+    let mut seeds: Vec<_> = then
+        .iter()
+        .map(|it| [&listed[..], it, &[0x82]].concat())
+        .collect();
+    seeds.extend([open, [&init[..], &first[1], &[0x81, 0x83]].concat()]);
+    seeds
 }
