@@ -10,8 +10,12 @@
 //! probe vsock pour PORT                 send to the host without end
 //! probe vsock refused PORT              connect where nobody listens
 //! probe vsock cid                       say the guest's address
+//! probe files exercise SEED STEPS DIR   work in DIR, which is empty, and compare it with what it must be
+//! probe files handles DIR               open file handles of DIR's file system that were never given
 //! ```
 
+mod files;
+mod handles;
 mod vsock;
 
 use std::env;
@@ -23,6 +27,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let result = match words[..] {
         ["vsock", ref words @ ..] => vsock::run(words),
+        ["files", ref words @ ..] => files::run(words),
         _ => Err(io::Error::other("there is no such probe")),
     };
     match result {

@@ -14,6 +14,7 @@ mod rate;
 mod refusals;
 mod rng;
 mod runs;
+mod share;
 mod terminal;
 mod vsock;
 
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Test> {
         overlay::tests,
         refusals::tests,
         runs::tests,
+        share::tests,
         vsock::tests,
         net::tests,
         rate::tests,
