@@ -29,6 +29,8 @@ const BAR: i32 = 20;
 const STRIP: i32 = 34;
 const AXIS: i32 = 34;
 const SILENCE: i32 = 24;
+/// The width of a number in a circle, with its margin.
+const BADGE: i32 = 20;
 
 const PALE: RGBColor = RGBColor(107, 114, 128);
 const GRID: RGBColor = RGBColor(229, 231, 235);
@@ -184,7 +186,7 @@ impl Page {
         let (upper, lower) = (self.rows + 4, self.axis - 6);
         let middle = i32::midpoint(upper, lower);
         let style = text(16).right().colour(PALE);
-        let name = format!("its log, {} lines", boot.lines.len());
+        let name = format!("the kernel's log, {} lines", boot.lines.len());
         write(area, &name, (LEFT - 14, middle), &style)?;
         let (strong, _) = colours(Group::Kernel);
         for at in &boot.lines {
@@ -222,10 +224,12 @@ impl Page {
             let after = short(&silence.after, 105);
             write(area, &after, (LEFT - 40, y), &text(15).mono())?;
             let middle = self.x((silence.from + silence.to) / 2);
-            // Where there is room for it: the longer ones come first.
-            if marked.iter().all(|other| (other - middle).abs() > 20) {
-                badge(area, number, (middle, HEADER - 14))?;
-                marked.push(middle);
+            // Where there is room for it, or beside that: the longer ones come first.
+            let is_free = |x: &i32| marked.iter().all(|other| (other - x).abs() >= BADGE);
+            let places = (0..=BADGE).flat_map(|aside| [middle + aside, middle - aside]);
+            if let Some(x) = places.into_iter().find(is_free) {
+                badge(area, number, (x, HEADER - 14))?;
+                marked.push(x);
             }
         }
         Ok(())
