@@ -179,7 +179,8 @@ pub struct Settings {
     /// An init of mvm's own, put into the initramfs, mounts the root file system (without --rootfs the
     /// initramfs is the root), brings up the network and starts COMMAND, whose standard streams are
     /// mvm's. The image's own init is not used. At a terminal COMMAND has one too. The serial console is
-    /// not shown unless --console says where. Example: `mvm --kernel bzImage --rootfs img.ext4 -- make
+    /// not shown unless --console says where; but if the guest ends before COMMAND, its last lines are, on
+    /// standard error. Example: `mvm --kernel bzImage --rootfs img.ext4 -- make
     /// check`. In a configuration file: `command = ["make", "check"]`.
     #[arg(last = true, value_name = "COMMAND", help_heading = "Command")]
     #[serde(rename = "command")]
@@ -242,7 +243,7 @@ pub struct Settings {
     ///
     /// How the VM ended and why, when its stages came, what became of each --expect, the kernel's errors
     /// with their text, the console's last lines where the run did not pass, CPU time and memory, and how
-    /// often the guest was left for mvm. The file is emptied at the start. Example: `--report boot.xml`.
+    /// often the guest was left for mvm; of --env only the names. The file is emptied at the start. Example: `--report boot.xml`.
     #[arg(
         long = "report",
         value_name = "PATH.json|PATH.xml",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Files, GREET, POPCNT, POWER_OFF, RESET, Running, SPIN, TRIPLE_FAULT, arg, finish, has_kvm, mvm,
-    program, say_and, text,
+    program, say_and, say_at, text,
 };
 use rustix::process::Signal;
 
@@ -183,6 +183,25 @@ fn a_guest_that_ends_before_its_command_shows_its_last_words() {
     let said = "mvm: the guest powered off before its command was started\n";
     assert_eq!(text(&output.stderr), said);
     assert_eq!(std::fs::read(console).unwrap(), b"one\n");
+}
+
+/// It would go on for ever; what it says is no frame of its init's.
+#[test]
+fn a_guest_whose_init_is_not_understood_is_ended() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let code = [say_at(0x2f8, &[0xff; 8]), say_and("hm\n", SPIN)].concat();
+    let output = finish(boot(&files, &code).args(["--", "true"]));
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.contains("the guest's init is not understood: "),
+        "{stderr}"
+    );
+    let said = "mvm: the guest was lost before its command was started\n";
+    assert!(stderr.contains(said), "{stderr}");
 }
 
 /// Whether guest kernels are interpreted here; says so where not.

@@ -51,6 +51,9 @@ pub enum ExitReason {
     TripleFault,
     /// [`VmHandle::stop`].
     Stopped,
+    /// Its guest did not power off when its command was over, or nothing more could be heard of the
+    /// command.
+    Deserted,
 }
 
 /// How a VM ended.

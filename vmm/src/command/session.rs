@@ -107,6 +107,7 @@ impl Body {
                 && error != MuxError::Closed
             {
                 log::warn!("the guest's init is not understood: {error}");
+                self.lifecycle.end(Ok(ExitReason::Deserted));
             }
             if self.end.is_some() {
                 self.lifecycle.note(EventKind::CommandEnded);
@@ -217,7 +218,7 @@ impl Body {
         while !self.lifecycle.is_over() {
             if Instant::now() >= limit {
                 log::warn!("the guest does not power off after its command; the VM is ended");
-                return self.lifecycle.end(Ok(ExitReason::Stopped));
+                return self.lifecycle.end(Ok(ExitReason::Deserted));
             }
             let ended = self.lifecycle.ended();
             let stepped = mux

@@ -116,9 +116,15 @@ pub const INTERRUPT: &[u8] = &[
 
 /// Writes a text to the first serial port.
 pub fn say(text: &str) -> Vec<u8> {
-    let mut code = vec![0x66, 0xba, 0xf8, 0x03]; // mov dx, 0x3f8
-    for byte in text.bytes() {
-        code.extend([0xb0, byte, 0xee]); // mov al, byte; out dx, al
+    say_at(0x3f8, text.as_bytes())
+}
+
+/// Writes bytes to a port.
+pub fn say_at(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    let mut code = vec![0x66, 0xba, low, high]; // mov dx, port
+    for byte in bytes {
+        code.extend([0xb0, *byte, 0xee]); // mov al, byte; out dx, al
     }
     code
 }
