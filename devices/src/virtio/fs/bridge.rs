@@ -3,7 +3,8 @@
 //! The server's crate is built with an older vm-memory and virtio-queue than mvm, and takes a request as a
 //! descriptor chain of those. A [`Bridge`] shows it the same mappings under their host addresses, and a
 //! table of descriptors in memory that no guest can touch, which names the buffers of one request at a
-//! time: they have been checked, and nothing is copied. To be dropped once the versions are the same.
+//! time: they have been checked, and nothing but the header is copied. To be dropped once the versions are
+//! the same.
 
 use std::io;
 use std::sync::Arc;
@@ -27,14 +28,20 @@ const MAX_BYTES: usize = (1 << 20) + (8 << 10);
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Where the parts of a queue of [`MAX_BUFFERS`] entries are in memory of its own.
+/// `struct fuse_in_header`: the most that any request begins with.
+pub(super) const HEADER: usize = HEADER_LEN as usize;
+const HEADER_LEN: u32 = 40;
+
+/// Where the parts of a queue of [`MAX_BUFFERS`] entries are in memory of its own, and behind them the header
+/// of the request.
 mod ring {
     use super::MAX_BUFFERS;
 
     pub const DESCRIPTORS: usize = 0;
     pub const AVAIL: usize = 16 * MAX_BUFFERS as usize;
     pub const USED: usize = AVAIL + 4096;
-    pub const END: usize = USED + 4096 * 3;
+    pub const HEADER: usize = USED + 4096 * 3;
+    pub const END: usize = HEADER + 4096;
 }
 
 /// A request as the server takes it.
@@ -107,14 +114,23 @@ impl Bridge {
         })
     }
 
-    /// Shows the buffers of `chain` to the server, as far as a request can be large. `None` is for a chain
-    /// that has too many of them.
-    pub fn request(&mut self, chain: &Chain<'_>) -> io::Result<Option<Request<'_>>> {
-        let sides = [(&chain.readable, 0), (&chain.writable, WRITE)];
-        let buffers = sides
-            .iter()
-            .flat_map(|&(slices, flags)| bounded(slices).map(move |(at, len)| (at, len, flags)));
-        let mut buffers = buffers.peekable();
+    /// Shows the buffers of `chain` to the server, as far as a request can be large, and instead of what it
+    /// begins with `header`. `None` is for a chain that has too many of them.
+    pub fn request(
+        &mut self,
+        header: &[u8; HEADER],
+        chain: &Chain<'_>,
+    ) -> io::Result<Option<Request<'_>>> {
+        let at = self.base + ring::HEADER as u64;
+        let place = GuestAddress(at);
+        self.shown.write_slice(header, place).map_err(other)?;
+        let sides = [(&chain.readable, HEADER, 0), (&chain.writable, 0, WRITE)];
+        let buffers = sides.iter().flat_map(|&(slices, skipped, flags)| {
+            bounded(slices, skipped).map(move |(at, len)| (at, len, flags))
+        });
+        let mut buffers = std::iter::once((at, HEADER_LEN, 0))
+            .chain(buffers)
+            .peekable();
         let mut index = 0;
         while let Some((at, len, flags)) = buffers.next() {
             if index == MAX_BUFFERS {
@@ -125,9 +141,6 @@ impl Bridge {
             let place = GuestAddress(self.base + 16 * u64::from(index));
             self.shown.write_obj(descriptor, place).map_err(other)?;
             index += 1;
-        }
-        if index == 0 {
-            return Ok(None);
         }
         self.queue.set_next_avail(0);
         let shown = &self.shown;
@@ -143,10 +156,15 @@ impl Bridge {
     }
 }
 
-/// The first [`MAX_BYTES`] of `slices`, as addresses and lengths.
-fn bounded(slices: &[GuestSlice<'_>]) -> impl Iterator<Item = (u64, u32)> {
+/// The first [`MAX_BYTES`] of `slices` behind those that are skipped, as addresses and lengths.
+fn bounded(slices: &[GuestSlice<'_>], mut skipped: usize) -> impl Iterator<Item = (u64, u32)> {
     let mut room = MAX_BYTES;
-    slices.iter().map_while(move |slice| {
+    let rest = slices.iter().filter_map(move |slice| {
+        let over = skipped.min(slice.len());
+        skipped -= over;
+        slice.offset(over).ok().filter(|rest| !rest.is_empty())
+    });
+    rest.map_while(move |slice| {
         let len = slice.len().min(room);
         room -= len;
         let bytes = u32::try_from(len).ok().filter(|len| *len > 0)?;

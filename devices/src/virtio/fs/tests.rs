@@ -105,7 +105,7 @@ fn only_what_there_is_is_offered() {
     assert_eq!(word(20), 1 << 20, "max_write");
     for opcode in [op::SETUPMAPPING, op::REMOVEMAPPING] {
         let refused = client.call(opcode, ROOT, &Body::longs([1, 0, 4096, 3, 0]));
-        assert_eq!(refused, Err(libc::EINVAL), "there is no DAX window");
+        assert_eq!(refused, Err(libc::ENOSYS), "there is no DAX window");
     }
 }
 
@@ -120,7 +120,12 @@ fn a_message_that_is_none_is_answered_where_it_can_be() {
         (&whole[..], 8, Vec::new()),
         // A name without its end.
         (&whole[..whole.len() - 1], 100, refused(libc::EIO)),
-        // A kind of message that there is not.
+        // Kinds of messages that there are not, of which 0 looks as if it were one.
+        (
+            &message(0, ROOT, &Body::default())[..],
+            100,
+            refused(libc::ENOSYS),
+        ),
         (
             &message(4711, ROOT, &Body::default())[..],
             100,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fuse_backend_rs::api::server::Server;
 
-use super::bridge::Bridge;
+use super::bridge::{Bridge, HEADER};
 use super::guard::Guard;
 use crate::io::{Chain, QueueIo};
 use crate::iovec::{IoVec, gather, scatter, total};
@@ -16,9 +16,27 @@ use crate::virtio::{DeviceFault, QueueIndex, QueueWorker};
 /// What a call of the host's counts of an event's share: after a few the driver is told of their answers.
 const CALL: u64 = 2 << 20;
 
-/// `struct fuse_in_header`: its length, and where in it the request's number is.
-const HEADER: usize = 40;
+/// Where in `struct fuse_in_header` the kind of the request is.
+const OPCODE: usize = 4;
+/// Where its number is.
 const UNIQUE: usize = 8;
+
+/// The kinds of requests that there is an answer to, by their numbers in `enum fuse_opcode`: all but locks,
+/// extended attributes, ioctl, poll, and those for a DAX window. The others do not get to the server, which
+/// takes any number for one of its own.
+const SERVED: u64 = {
+    let kinds = [
+        1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 25, 26, 27, 28, 29, 30, 34,
+        35, 38, 42, 43, 44, 45, 46,
+    ];
+    let mut set = 0;
+    let mut at = 0;
+    while at < kinds.len() {
+        set |= 1 << kinds[at];
+        at += 1;
+    }
+    set
+};
 
 /// The worker.
 pub(super) struct Worker {
@@ -44,15 +62,22 @@ impl Worker {
                 self.bridge.insert(Bridge::new(io.memory())?)
             }
         };
-        let Some(request) = bridge.request(chain)? else {
-            return Ok(refuse(chain, libc::EINVAL));
+        let Some(header) = header(chain) else {
+            return Ok(0);
+        };
+        let opcode = word(&header, OPCODE);
+        if 1u64.checked_shl(opcode).unwrap_or(0) & SERVED == 0 {
+            return Ok(refuse(&header, chain, libc::ENOSYS));
+        }
+        let Some(request) = bridge.request(&header, chain)? else {
+            return Ok(refuse(&header, chain, libc::EINVAL));
         };
         let answer = self
             .server
             .handle_message(request.reader, request.writer, None, None);
         Ok(answer.unwrap_or_else(|error| {
             log::debug!("share: a request that is none: {error}");
-            refuse(chain, libc::EIO)
+            refuse(&header, chain, libc::EIO)
         }))
     }
 }
@@ -67,15 +92,27 @@ fn own_umask() -> io::Result<()> {
     Ok(())
 }
 
-/// Answers a request that the server could not make out with an error; how many bytes that is. Requests
-/// that want no answer have no room for one.
-fn refuse(chain: &Chain<'_>, errno: i32) -> usize {
-    let readable: Vec<IoVec<'_>> = chain.readable.iter().map(IoVec::new).collect();
-    let writable: Vec<IoVec<'_>> = chain.writable.iter().map(IoVec::new).collect();
+/// What a request begins with, read once: the guest may change it at any time.
+fn header(chain: &Chain<'_>) -> Option<[u8; HEADER]> {
+    // No buffer is empty.
+    let buffers = chain.readable.iter().take(HEADER).map(IoVec::new);
     let mut header = [0; HEADER];
+    let len = gather(&buffers.collect::<Vec<_>>(), 0, &mut header);
+    (len == HEADER).then_some(header)
+}
+
+fn word(header: &[u8; HEADER], offset: usize) -> u32 {
+    let bytes = header[offset..].first_chunk();
+    bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+}
+
+/// Answers a request that the server cannot make out with an error; how many bytes that is. Requests that
+/// want no answer have no room for one.
+fn refuse(header: &[u8; HEADER], chain: &Chain<'_>, errno: i32) -> usize {
+    let writable: Vec<IoVec<'_>> = chain.writable.iter().map(IoVec::new).collect();
     // `struct fuse_out_header`: length, error, number.
     let mut answer = [0; 16];
-    if gather(&readable, 0, &mut header) < HEADER || total(&writable) < answer.len() {
+    if total(&writable) < answer.len() {
         return 0;
     }
     answer[..4].copy_from_slice(&16u32.to_le_bytes());
