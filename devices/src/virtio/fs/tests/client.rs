@@ -14,6 +14,8 @@ use crate::virtio::{Features, QueueIndex, QueueWorker};
 
 /// A mounted share.
 pub struct Client {
+    /// Who asks.
+    pub user: u32,
     pub driver: Driver,
     memory: GuestMemory,
     queues: [Queue; 2],
@@ -50,6 +52,7 @@ impl Client {
         let urgent = Driver::new(&memory, 0x1000, 16);
         let driver = Driver::new(&memory, 0x4000, 1024);
         let mut client = Self {
+            user: 1000,
             queues: [urgent.queue(), driver.queue()],
             driver,
             memory,
@@ -80,7 +83,10 @@ impl Client {
 
     /// Asks for something; the answer's body, or the error.
     pub fn call(&mut self, opcode: u32, node: u64, body: &Body) -> Result<Vec<u8>, i32> {
-        let request = self.driver.readable(&message(opcode, node, body));
+        let mut message = message(opcode, node, body);
+        message[24..28].copy_from_slice(&self.user.to_le_bytes());
+        message[28..32].copy_from_slice(&self.user.to_le_bytes());
+        let request = self.driver.readable(&message);
         let room = self.driver.writable(4096 + 16);
         self.driver.submit(&[request, room]);
         let mut answer = self.answer(room.address);
