@@ -1,5 +1,6 @@
 //! Developer tooling, as `cargo xtask`: guest files, the lab, the demo and the test suite.
 
+mod bench;
 mod cpio;
 mod debian;
 mod demo;
@@ -46,6 +47,8 @@ enum Task {
     Test(suite::Options),
     /// Fuzz a device or a parser until something is found; without a name, list the targets.
     Fuzz(fuzz::Options),
+    /// Measure what mvm costs beside the floor: the same calls to KVM with nothing around them.
+    Bench(bench::Options),
     /// The lab's own end of the wire.
     #[command(hide = true)]
     LabInside {
@@ -92,6 +95,7 @@ fn run_task(args: Args) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Task::Bench(options) => bench::bench(&options)?,
         Task::LabInside { port } => lab::inside::serve(&port)?,
     }
     Ok(ExitCode::SUCCESS)
