@@ -124,7 +124,14 @@ pub struct Settings {
     #[arg(long, value_name = "cid=N,uds=PATH", help_heading = "Machine")]
     #[serde(deserialize_with = "forms::optional_text_or_table")]
     pub vsock: Option<VsockConfig>,
-    /// Network card on a tap of the host; repeatable
+    /// Network card: user mode, or on a tap of the host; repeatable
+    ///
+    /// `user` takes no privileges and no set-up: the guest gets an address by DHCP (10.0.2.15, gateway
+    /// 10.0.2.2), resolves names, and reaches what this user reaches, except for the host's loopback;
+    /// `host-loopback` opens that, at the gateway's address. `publish=8080:80` makes port 80 of the guest
+    /// port 8080 of the host; `publish=127.0.0.1:8080:80` does so on one address, `publish=5353:53/udp`
+    /// for UDP; repeatable. It needs the program passt. Example:
+    /// `--net user,publish=8080:80,publish=[::1]:2222:22`.
     ///
     /// `tap=NAME` is made if it is missing and mvm may; it is then gone with the VM. `fd=N` is a tap that
     /// was opened already (`fd=3:4` for two queue pairs). `mac` is made from the tap's name by default;
@@ -133,7 +140,7 @@ pub struct Settings {
     /// `--net tap=tap0,mac=02:00:00:00:00:01,mtu=9000,queues=2`.
     #[arg(
         long = "net",
-        value_name = "tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N][,KEY=VALUE]…",
+        value_name = "user[,publish=[ADDR:]HOST:GUEST[/udp]]…[,host-loopback]|tap=NAME|fd=N[,queues=N][,mac=MAC][,mtu=N][,KEY=VALUE]…",
         help_heading = "Network"
     )]
     #[serde(rename = "net", deserialize_with = "forms::list_of_text_or_table")]

@@ -121,7 +121,7 @@ fn examine(system: &System) -> Report {
         .any(|check| check.status == Status::Fail);
     let mut checks = findings.checks;
     checks.extend(resources::examine(system));
-    checks.push(programs::examine());
+    checks.extend(programs::examine());
     let slowdown = findings.evidence.as_ref().map(|found| found.slowdown);
     Report {
         version: env!("CARGO_PKG_VERSION"),

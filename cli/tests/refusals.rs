@@ -278,3 +278,19 @@ fn vsock_paths_that_can_be_none() {
     vsock(arg(&path));
     assert!(!path.exists());
 }
+
+#[test]
+fn user_mode_networks_that_cannot_be() {
+    for (net, parts) in [
+        ("user,tap=t", &["exactly one"][..]),
+        ("user,queues=2", &["one queue pair"]),
+        ("user,publish=80", &["'80'", "[ADDR:]HOST:GUEST[/udp]"]),
+        ("user,publish=::1:80:80", &["IPv6 in brackets"]),
+        ("user,publish=80:0", &["1 to 65535"]),
+        ("user,publish=80:80,publish=80:81", &["80/tcp", "twice"]),
+        ("tap=t,publish=80:80", &["are for user"]),
+        ("user,host-lopback", &["did you mean 'host-loopback'?"]),
+    ] {
+        refused(&["--kernel", "vmlinux", "--net", net], parts);
+    }
+}

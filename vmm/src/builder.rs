@@ -21,7 +21,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::block::DiskControl;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
-use crate::catalog::{self, Controls};
+use crate::catalog::{self, Controls, Opened};
 use crate::command::{self, CommandIo, CommandLine};
 use crate::config::{DEFAULT_CMDLINE, VIRTIO_CONSOLE_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console, StartedConsole};
@@ -30,6 +30,7 @@ use crate::events::{EventNotes, EventSender};
 use crate::halt::HaltWatcher;
 use crate::kvm::vm::{KvmVm, refused};
 use crate::lifecycle::{Lifecycle, Machine, Vm};
+use crate::net::Starting;
 use crate::threads::{ThreadHooks, Threads};
 use crate::vcpu::thread::{Observed, VcpuThread};
 use crate::vcpu::{Buses, Cpus, ExitCounter, kick};
@@ -109,7 +110,11 @@ impl VmBuilder {
         } = self;
         config.validate()?;
         let acpi = uses_acpi(&config);
-        let (mut devices, mut controls) = catalog::open(&config)?;
+        let Opened {
+            mut devices,
+            mut controls,
+            helpers,
+        } = catalog::open(&config)?;
         devices.extend(own);
         let notes = events.as_ref().map(EventSender::notes);
         let mut console = console.start(events)?;
@@ -142,6 +147,7 @@ impl VmBuilder {
             virtio_mmio: slots,
         };
         boot::configure(&memory, &board, &loaded)?;
+        helpers.iter().try_for_each(Starting::ready)?;
         if let Some(hint) = loaded.memory_hint(config.mem.as_bytes()) {
             log::warn!("{hint}");
         }

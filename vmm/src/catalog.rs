@@ -17,6 +17,7 @@ use devices::virtio::rng::Rng;
 
 use crate::config::{ConfigError, VmConfig, VsockConfig};
 use crate::error::BuildError;
+use crate::net::Starting;
 use crate::vsock::{self, Vsock};
 pub use share::ShareOpenError;
 
@@ -44,10 +45,20 @@ pub(crate) struct Controls {
     pub rng_rate: Option<RateControl>,
 }
 
+/// What the settings come to.
+pub(crate) struct Opened {
+    pub devices: Devices,
+    pub controls: Controls,
+    /// Helper processes that have been begun, to be waited for before the guest runs.
+    pub helpers: Vec<Starting>,
+}
+
 /// Opens and checks everything the settings name. Disks come first, so that the root file system is the
 /// first of all.
-pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError> {
+pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
     let mut controls = Controls::default();
+    // Helpers start while the rest is opened.
+    let (cards, helpers) = net::open(config)?;
     let mut devices = Devices::new();
     for disk in disk::open(config)? {
         controls.disks.push(disk.control());
@@ -73,7 +84,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
         controls.vsock = Some(vsock);
         devices.push(Box::new(device));
     }
-    for card in net::open(config)? {
+    for card in cards {
         controls.nets.push(card.control());
         controls.net_rates.push(card.rate_control());
         devices.push(Box::new(card));
@@ -81,7 +92,11 @@ pub(crate) fn open(config: &VmConfig) -> Result<(Devices, Controls), BuildError>
     for share in share::open(config)? {
         devices.push(Box::new(share));
     }
-    Ok((devices, controls))
+    Ok(Opened {
+        devices,
+        controls,
+        helpers,
+    })
 }
 
 fn open_balloon(config: &VmConfig) -> Result<Balloon, BuildError> {

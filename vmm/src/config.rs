@@ -26,7 +26,9 @@ pub use balloon::{BalloonConfig, BalloonError};
 pub use command::{CommandConfig, CommandError, TerminalSize};
 pub use disk::{Cache, DiskConfig, DiskError, Engine, Overlay, SERIAL_MAX};
 pub use mac::{MacAddress, MacError};
-pub use net::{MAX_QUEUES, NetConfig, NetConfigError, NetKind};
+pub use net::{
+    MAX_QUEUES, NetConfig, NetConfigError, NetKind, Protocol, Publish, PublishError, UserConfig,
+};
 pub use rate::{Amount, RateError, RateLimit};
 pub use rng::{RngConfig, RngError};
 pub use share::{ShareConfig, ShareError};

@@ -18,6 +18,7 @@ use crate::command::ModulesError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 pub use crate::kvm::vm::KvmError;
+use crate::net::UserNetError;
 use crate::socket::SocketError;
 pub use crate::vcpu::EmulationFailure;
 
@@ -61,6 +62,9 @@ pub enum BuildError {
     /// A directory cannot be shared.
     #[error(transparent)]
     Share(#[from] ShareOpenError),
+    /// A user-mode network.
+    #[error(transparent)]
+    UserNet(#[from] UserNetError),
     /// More devices than there are places for.
     #[error("{0} devices are more than mvm's {max}; leave some out", max = arch::x86_64::layout::VIRTIO_MMIO_MAX)]
     TooManyDevices(usize),

@@ -9,6 +9,7 @@ mod context;
 mod lan;
 mod pty;
 mod runner;
+mod servers;
 mod vm;
 
 use std::path::PathBuf;

@@ -135,6 +135,7 @@ pub struct Mvm<'a> {
     command: Vec<OsString>,
     reading_rest: Duration,
     user: Option<u32>,
+    environment: Vec<(&'static str, OsString)>,
 }
 
 impl<'a> Mvm<'a> {
@@ -148,6 +149,7 @@ impl<'a> Mvm<'a> {
             command: Vec::new(),
             reading_rest: Duration::ZERO,
             user: None,
+            environment: Vec::new(),
         }
     }
 
@@ -205,6 +207,13 @@ impl<'a> Mvm<'a> {
         self
     }
 
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, key: &'static str, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((key, value.as_ref().to_owned()));
+        self
+    }
+
     /// Runs it as another user, who is in the group of the same number and in no other.
     #[must_use]
     pub fn user(mut self, user: u32) -> Self {
@@ -248,6 +257,7 @@ impl<'a> Mvm<'a> {
         }
         let mut child = command
             .args(self.finish())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -352,6 +362,11 @@ impl Vm {
     /// Ends its input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.

@@ -12,8 +12,10 @@
 //! probe vsock cid                       say the guest's address
 //! probe files exercise SEED STEPS DIR   work in DIR, which is empty, and compare it with what it must be
 //! probe files handles DIR               open file handles of DIR's file system that were never given
+//! probe echo PORT                       say over TCP and UDP what is heard at the port
 //! ```
 
+mod echo;
 mod files;
 mod handles;
 mod vsock;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["vsock", ref words @ ..] => vsock::run(words),
         ["files", ref words @ ..] => files::run(words),
+        ["echo", port] => port.parse().map_err(io::Error::other).and_then(echo::run),
         _ => Err(io::Error::other("there is no such probe")),
     };
     match result {

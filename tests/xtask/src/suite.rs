@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian;
 use crate::fuzz;
 use crate::guest::Guests;
 use crate::host::Host;
@@ -108,6 +109,7 @@ fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result
     eprintln!("{}", host.sentence());
 
     if host == Host::Hardware {
+        debian::require(&[lab::PASST])?;
         let directory = workspace::target().join("e2e-guest");
         if directory.exists() {
             fs::remove_dir_all(&directory)?;

@@ -2,26 +2,44 @@
 
 use std::fs;
 
+use devices::virtio::net::backend::{NetBackend, Uplink};
 use devices::virtio::net::tap::{self, OpenTap};
 use devices::virtio::net::{Net, NetSettings};
 
-use crate::config::{ConfigError, MacAddress, NetConfig, NetKind, VmConfig};
+use crate::config::{ConfigError, MacAddress, NetKind, VmConfig};
 use crate::error::BuildError;
+use crate::net::{Starting, UserNet};
 
-/// All cards, in the order of the settings.
-pub(super) fn open(config: &VmConfig) -> Result<Vec<Net>, BuildError> {
-    config.nets.iter().map(open_card).collect()
-}
-
-fn open_card(card: &NetConfig) -> Result<Net, BuildError> {
-    let limits = card.limits().map_err(ConfigError::from)?;
-    let tap = match &card.kind {
-        NetKind::Tap { name, queues } => tap::open(name, *queues, card.mtu)?,
-        NetKind::TapFds { fds } => tap::open_fds(fds, card.mtu)?,
-    };
-    let net = on_tap(tap, card.mac)?;
-    net.rate_control().set(limits);
-    Ok(net)
+/// All cards, in the order of the settings, and the helpers that some of them have.
+pub(super) fn open(config: &VmConfig) -> Result<(Vec<Net>, Vec<Starting>), BuildError> {
+    let mut cards = Vec::new();
+    let mut helpers = Vec::new();
+    for (index, card) in config.nets.iter().enumerate() {
+        let limits = card.limits().map_err(ConfigError::from)?;
+        let net = match &card.kind {
+            NetKind::Tap { name, queues } => on_tap(tap::open(name, *queues, card.mtu)?, card.mac)?,
+            NetKind::TapFds { fds } => on_tap(tap::open_fds(fds, card.mtu)?, card.mac)?,
+            NetKind::User(user) => {
+                // Nobody else sees it: it has to be like no other of this VM.
+                let derived = || MacAddress::derived(&["user", &index.to_string()]);
+                let settings = NetSettings {
+                    name: format!("user-mode network {index}"),
+                    mac: card.mac.unwrap_or_else(derived).bytes(),
+                    mtu: card.mtu,
+                };
+                let network = UserNet::open(user, &settings)?;
+                helpers.push(network.helper);
+                make(
+                    Box::new(network.link),
+                    vec![Box::new(network.stream)],
+                    settings,
+                )?
+            }
+        };
+        net.rate_control().set(limits);
+        cards.push(net);
+    }
+    Ok((cards, helpers))
 }
 
 fn on_tap(tap: OpenTap, mac: Option<MacAddress>) -> Result<Net, BuildError> {
@@ -32,7 +50,15 @@ fn on_tap(tap: OpenTap, mac: Option<MacAddress>) -> Result<Net, BuildError> {
         mac: mac.bytes(),
         mtu: tap.mtu,
     };
-    Net::new(tap.uplink, tap.backends, settings).map_err(|source| BuildError::Device {
+    make(tap.uplink, tap.backends, settings)
+}
+
+fn make(
+    uplink: Box<dyn Uplink>,
+    backends: Vec<Box<dyn NetBackend>>,
+    settings: NetSettings,
+) -> Result<Net, BuildError> {
+    Net::new(uplink, backends, settings).map_err(|source| BuildError::Device {
         what: "network card",
         source,
     })

@@ -192,6 +192,22 @@ impl OptionList {
             })
     }
 
+    /// Takes every `key=value`, in order: for a key that may be repeated.
+    ///
+    /// # Errors
+    /// [`ListError::MissingValue`].
+    pub fn values(&mut self, key: &'static str) -> Result<Vec<String>, ListError> {
+        self.known.push(key);
+        let (mine, rest) = std::mem::take(&mut self.items)
+            .into_iter()
+            .partition(|item| item.key == key);
+        self.items = rest;
+        let mine: Vec<Item> = mine;
+        mine.into_iter()
+            .map(|item| item.value.ok_or(ListError::MissingValue { key }))
+            .collect()
+    }
+
     /// Ends the reading: whatever was not taken is unknown.
     ///
     /// # Errors
@@ -285,6 +301,20 @@ mod tests {
         assert_eq!(list.value("serial").unwrap().as_deref(), Some("x=y"));
         assert_eq!(list.value("cache").unwrap(), None);
         list.finish().unwrap();
+    }
+
+    #[test]
+    fn a_key_that_may_be_repeated_gives_all_its_values() {
+        let mut list = OptionList::of_keys("port=1,ro,port=2=3").unwrap();
+        assert_eq!(list.values("port").unwrap(), ["1", "2=3"]);
+        assert_eq!(list.values("name").unwrap(), [""; 0]);
+        assert!(list.switch("ro").unwrap());
+        list.finish().unwrap();
+        let mut list = OptionList::of_keys("port").unwrap();
+        assert_eq!(
+            list.values("port"),
+            Err(ListError::MissingValue { key: "port" })
+        );
     }
 
     #[test]

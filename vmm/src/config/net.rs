@@ -1,5 +1,9 @@
-//! A network card, and its command-line form
-//! `tap=NAME|fd=N[,mac=MAC][,mtu=N][,queues=N][,bps=SIZE][,iops=N][,burst=SIZE]`.
+//! A network card, and its command-line form `user|tap=NAME|fd=N[,mac=MAC][,mtu=N][,bps=SIZE][,iops=N][,burst=SIZE]…`.
+
+mod publish;
+#[cfg(test)]
+mod tests;
+mod user;
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -14,12 +18,15 @@ use super::list::{ListError, OptionList, escape};
 use super::mac::{MacAddress, MacError};
 use super::rate::{RateError, RateLimit};
 
+pub use publish::{Protocol, Publish, PublishError};
+pub use user::UserConfig;
+
 /// The most queue pairs of a card.
 pub const MAX_QUEUES: u16 = MAX_PAIRS;
 
 /// Virtio 1.2 §5.1.4.1: a device offers no MTU below 68.
 const MIN_MTU: u16 = 68;
-/// A tap takes frames of up to 65535 bytes, Ethernet's header of 14 included.
+/// A tap and passt take frames of up to 65535 bytes, Ethernet's header of 14 included.
 const MAX_MTU: u16 = 65521;
 
 /// A network card.
@@ -28,7 +35,8 @@ const MAX_MTU: u16 = 65521;
 pub struct NetConfig {
     /// Where its frames go to.
     pub kind: NetKind,
-    /// Its address; by default one made from the other end's name and the host's id.
+    /// Its address; by default one made from the other end's name and the host's id, or from the card's
+    /// number.
     pub mac: Option<MacAddress>,
     /// The largest packet; by default the other end's. A tap's is changed if it is another.
     pub mtu: Option<u16>,
@@ -51,6 +59,8 @@ pub enum NetKind {
         /// The numbers of its descriptors, one for each queue pair. They are duplicated.
         fds: Vec<RawFd>,
     },
+    /// Ordinary sockets of the host, by a helper process.
+    User(UserConfig),
 }
 
 /// Why a card is not one.
@@ -61,7 +71,7 @@ pub enum NetConfigError {
     #[error(transparent)]
     List(#[from] ListError),
     /// Nothing to connect to, or two things.
-    #[error("a network card goes to one of tap=NAME and fd=N; give exactly one of them")]
+    #[error("a network card goes to one of user, tap=NAME and fd=N; give exactly one of them")]
     Kind,
     /// A name that no interface can have.
     #[error(
@@ -82,6 +92,18 @@ pub enum NetConfigError {
         "queues is for tap=NAME; with fd=N there are as many queue pairs as descriptors, such as fd=3:4"
     )]
     QueuesOfFds,
+    /// The number of queue pairs where there is one.
+    #[error("queues is for tap=NAME; a user-mode network has one queue pair")]
+    QueuesOfUser,
+    /// What only user-mode networks have.
+    #[error("publish and host-loopback are for user; the guest on a tap has an address of its own")]
+    OnlyOfUser,
+    /// Not a port to publish.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// A port that leads to two places.
+    #[error("the host's port {0} is published twice; one port leads to one port of one guest")]
+    PublishedTwice(String),
     /// A packet size that cannot be.
     #[error("an MTU of '{0}' is impossible; a network card has {MIN_MTU} to {MAX_MTU}")]
     Mtu(String),
@@ -144,7 +166,7 @@ impl NetConfig {
             NetKind::TapFds { fds } if fds.iter().any(|fd| *fd < 3) => {
                 return Err(NetConfigError::Fds(join(fds)));
             }
-            NetKind::Tap { .. } | NetKind::TapFds { .. } => {}
+            NetKind::Tap { .. } | NetKind::TapFds { .. } | NetKind::User(_) => {}
         }
         self.limits()?;
         match self.mtu {
@@ -161,6 +183,7 @@ pub(super) fn validate_all(cards: &[NetConfig]) -> Result<(), NetConfigError> {
     let mut names = Vec::new();
     let mut fds = Vec::new();
     let mut macs = Vec::new();
+    let mut published: Vec<&Publish> = Vec::new();
     for card in cards {
         card.validate()?;
         match &card.kind {
@@ -174,6 +197,14 @@ pub(super) fn validate_all(cards: &[NetConfig]) -> Result<(), NetConfigError> {
                         return Err(NetConfigError::FdTwice(*fd));
                     }
                     fds.push(fd);
+                }
+            }
+            NetKind::User(user) => {
+                for port in &user.publish {
+                    if published.iter().any(|other| other.conflicts(port)) {
+                        return Err(NetConfigError::PublishedTwice(port.host_end()));
+                    }
+                    published.push(port);
                 }
             }
         }
@@ -208,25 +239,32 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut list = OptionList::of_keys(text)?;
-        let (tap, fd) = (list.value("tap")?, list.value("fd")?);
+        let (user, tap, fd) = (list.switch("user")?, list.value("tap")?, list.value("fd")?);
         let (mac, mtu) = (list.value("mac")?, list.value("mtu")?);
         let queues = list.value("queues")?;
         let rate = RateLimit::take(&mut list).map_err(|error| match error {
             RateError::List(error) => NetConfigError::List(error),
             error => NetConfigError::Rate(error),
         })?;
+        let (publish, host_loopback) = (list.values("publish")?, list.switch("host-loopback")?);
         list.finish()?;
         let fds = |text: String| {
             let numbers: Result<Vec<RawFd>, _> = text.split(':').map(str::parse).collect();
             numbers.map_err(|_| NetConfigError::Fds(text))
         };
         let card = Self::try_from(Table {
+            user,
             tap,
             fd: fd.map(fds).transpose()?.map(Numbers::Several),
             mac: mac.map(|text| text.parse()).transpose()?,
             mtu: number(mtu, NetConfigError::Mtu)?,
             queues: number(queues, NetConfigError::Queues)?,
             rate,
+            publish: publish
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()?,
+            host_loopback,
         })?;
         card.validate()?;
         Ok(card)
@@ -247,6 +285,7 @@ impl fmt::Display for NetConfig {
         match &self.kind {
             NetKind::Tap { name, .. } => write!(f, "tap={}", escape(name))?,
             NetKind::TapFds { fds } => write!(f, "fd={}", join(fds))?,
+            NetKind::User(user) => write!(f, "{user}")?,
         }
         if let Some(mac) = self.mac {
             write!(f, ",mac={mac}")?;
@@ -269,6 +308,8 @@ impl fmt::Display for NetConfig {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct Table {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    user: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tap: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -281,6 +322,10 @@ struct Table {
     queues: Option<u16>,
     #[serde(flatten)]
     rate: RateLimit,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    publish: Vec<Publish>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    host_loopback: bool,
 }
 
 /// `fd = 3` or `fd = [3, 4]`.
@@ -291,19 +336,36 @@ enum Numbers {
     Several(Vec<RawFd>),
 }
 
+impl Numbers {
+    fn list(self) -> Vec<RawFd> {
+        match self {
+            Self::One(fd) => vec![fd],
+            Self::Several(fds) => fds,
+        }
+    }
+}
+
 impl TryFrom<Table> for NetConfig {
     type Error = NetConfigError;
 
     fn try_from(table: Table) -> Result<Self, Self::Error> {
-        let kind = match (table.tap, table.fd, table.queues) {
-            (Some(name), None, queues) => NetKind::Tap {
+        let user = UserConfig {
+            publish: table.publish,
+            host_loopback: table.host_loopback,
+        };
+        if !table.user && user != UserConfig::default() {
+            return Err(NetConfigError::OnlyOfUser);
+        }
+        let kind = match (table.user, table.tap, table.fd, table.queues) {
+            (true, None, None, None) => NetKind::User(user),
+            (true, None, None, Some(_)) => return Err(NetConfigError::QueuesOfUser),
+            (false, Some(name), None, queues) => NetKind::Tap {
                 name,
                 queues: queues.unwrap_or(1),
             },
-            (None, Some(_), Some(_)) => return Err(NetConfigError::QueuesOfFds),
-            (None, Some(Numbers::One(fd)), None) => NetKind::TapFds { fds: vec![fd] },
-            (None, Some(Numbers::Several(fds)), None) => NetKind::TapFds { fds },
-            (None, None, _) | (Some(_), Some(_), _) => return Err(NetConfigError::Kind),
+            (false, None, Some(_), Some(_)) => return Err(NetConfigError::QueuesOfFds),
+            (false, None, Some(fds), None) => NetKind::TapFds { fds: fds.list() },
+            _ => return Err(NetConfigError::Kind),
         };
         Ok(Self {
             kind,
@@ -332,125 +394,12 @@ impl From<NetConfig> for Table {
                 fd: Some(Numbers::Several(fds)),
                 ..table
             },
+            NetKind::User(user) => Self {
+                user: true,
+                publish: user.publish,
+                host_loopback: user.host_loopback,
+                ..table
+            },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_form_round_trips() {
-        let tap = |name: &str, queues| NetKind::Tap {
-            name: name.to_owned(),
-            queues,
-        };
-        for (text, kind, mac, mtu) in [
-            ("tap=tap0", tap("tap0", 1), None, None),
-            (
-                "tap=a,,b,mac=02:00:00:00:00:01,mtu=9000,queues=2",
-                tap("a,b", 2),
-                Some("02:00:00:00:00:01"),
-                Some(9000),
-            ),
-            ("fd=3", NetKind::TapFds { fds: vec![3] }, None, None),
-            (
-                "fd=3:7,mtu=1500",
-                NetKind::TapFds { fds: vec![3, 7] },
-                None,
-                Some(1500),
-            ),
-        ] {
-            let card = NetConfig {
-                kind,
-                mac: mac.map(|text| text.parse().unwrap()),
-                mtu,
-                rate: RateLimit::default(),
-            };
-            assert_eq!(text.parse::<NetConfig>().unwrap(), card);
-            assert_eq!(card.to_string(), text);
-        }
-        let text = "tap=t,queues=2,bps=1M,iops=100,burst=64K";
-        let card: NetConfig = text.parse().unwrap();
-        assert_eq!(card.rate, "bps=1M,iops=100,burst=64K".parse().unwrap());
-        assert_eq!(card.to_string(), text);
-    }
-
-    #[test]
-    fn bad_cards_say_what_is_wrong() {
-        const KIND: &str =
-            "a network card goes to one of tap=NAME and fd=N; give exactly one of them";
-        const NAME: &str = "is not a tap's name; it has 1 to 15 bytes of printable ASCII without '/', ':', '%' \
-                            and spaces";
-        const QUEUES: &str = "queue pairs asked for; a network card has 1 to 31";
-        const MTU: &str = "is impossible; a network card has 68 to 65521";
-        let name = |name: &str| (format!("tap={name}"), format!("'{name}' {NAME}"));
-        let queues = |n: &str| (format!("tap=t,queues={n}"), format!("'{n}' {QUEUES}"));
-        let mtu = |n: &str| (format!("tap=t,mtu={n}"), format!("an MTU of '{n}' {MTU}"));
-        let cases = [
-            ("mtu=1500".to_owned(), KIND.to_owned()),
-            ("tap=t,fd=3".to_owned(), KIND.to_owned()),
-            name(""),
-            name("."),
-            name("a/b"),
-            name("tap%d"),
-            name("a b"),
-            name("abcdefghijklmnop"),
-            queues("0"),
-            queues("32"),
-            queues("x"),
-            mtu("67"),
-            mtu("65522"),
-            mtu("70000"),
-            (
-                "fd=3,queues=1".to_owned(),
-                "queues is for tap=NAME; with fd=N there are as many queue pairs as descriptors, such as fd=3:4"
-                    .to_owned(),
-            ),
-            (
-                "fd=2".to_owned(),
-                "'2' is not an open descriptor of a tap; write its number, such as fd=3, or several, such as \
-                 fd=3:4"
-                    .to_owned(),
-            ),
-            (
-                "tap=t,bps=0".to_owned(),
-                "network card: bps=0 is no rate; it can be 1K to 1T a second, or be left out for no limit".to_owned(),
-            ),
-            (
-                "tap=t,mac=01:00:00:00:00:00".to_owned(),
-                "MAC address 01:00:00:00:00:00 is a multicast address; the first byte of a card's is even, such \
-                 as 02"
-                    .to_owned(),
-            ),
-            (
-                "tap=t,mac=02:00:00:00:00:01,macc=x".to_owned(),
-                "unknown key 'macc', did you mean 'mac'?; known keys: tap, fd, mac, mtu, queues, bps, iops, burst".to_owned(),
-            ),
-        ];
-        for (text, message) in cases {
-            let error = text.parse::<NetConfig>().unwrap_err();
-            assert_eq!(error.to_string(), message, "{text}");
-        }
-        assert!("fd=x".parse::<NetConfig>().is_err());
-        assert!("fd=-1".parse::<NetConfig>().is_err());
-    }
-
-    #[test]
-    fn no_two_cards_want_the_same() {
-        let check = |texts: &[&str]| {
-            let cards: Vec<NetConfig> = texts.iter().map(|text| text.parse().unwrap()).collect();
-            validate_all(&cards)
-        };
-        assert_eq!(check(&["tap=a", "tap=b", "fd=3", "fd=4:5"]), Ok(()));
-        assert_eq!(
-            check(&["tap=a", "tap=a"]),
-            Err(NetConfigError::TapTwice("a".to_owned()))
-        );
-        assert_eq!(check(&["fd=3", "fd=4:3"]), Err(NetConfigError::FdTwice(3)));
-        let mac = |name| format!("tap={name},mac=02:00:00:00:00:01");
-        let error = check(&[&mac("a"), &mac("b")]).unwrap_err();
-        assert!(matches!(error, NetConfigError::MacTwice(_)), "{error}");
     }
 }

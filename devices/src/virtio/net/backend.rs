@@ -35,6 +35,8 @@ pub trait NetBackend: fmt::Debug + Send {
     fn fd(&self) -> RawFd;
     /// A driver begins anew: what is half received or half sent is of no interest to anybody any more.
     fn restart(&mut self) {}
+    /// The descriptor woke: there may be room for what is left of a frame that was sent in part.
+    fn flush(&mut self) {}
     /// Receives one frame into `buffers`, all of it or nothing: there are at most
     /// [`MAX_BUFFERS`](crate::iovec::MAX_BUFFERS) less a few.
     ///
@@ -51,7 +53,7 @@ pub trait NetBackend: fmt::Debug + Send {
     /// `WouldBlock` when there is none.
     fn discard(&mut self) -> io::Result<()>;
     /// Sends one frame. A backend that has sent a part and cannot go on keeps a copy of the rest, and
-    /// sends it first when it is called again.
+    /// sends it first when it is called again, or with [`flush`](Self::flush).
     ///
     /// # Errors
     /// `WouldBlock` when nothing of it was sent; after any other error the frame is lost.

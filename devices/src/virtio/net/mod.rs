@@ -33,6 +33,7 @@ mod control;
 mod features;
 mod pair;
 mod shared;
+pub mod stream;
 pub mod tap;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -169,6 +169,7 @@ impl QueueWorker for PairWorker {
             let _ = self.lane.pair().wake.read();
         } else {
             self.lane.readable = true;
+            backend.flush();
             if !self.lane.shared.has_link() {
                 self.lane.shared.doubt_link();
             }

@@ -16,6 +16,7 @@ mod rng;
 mod runs;
 mod share;
 mod terminal;
+mod user_net;
 mod vsock;
 
 use std::time::Duration;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<Test> {
         balloon::tests,
         library::tests,
         overlay::tests,
+        user_net::tests,
         refusals::tests,
         runs::tests,
         share::tests,

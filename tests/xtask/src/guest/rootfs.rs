@@ -68,7 +68,7 @@ fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
     for name in [
         "bin",
         "sbin",
-        "etc",
+        "etc/udhcpc",
         "root",
         "tmp",
         "run",
@@ -86,6 +86,8 @@ fn populate(tree: &Path, busybox: &Package, scripts: &Path) -> Result<()> {
         ("init", "sbin/init"),
         ("stop-machine", "bin/stop-machine"),
         ("power-button", "bin/power-button"),
+        ("network-up", "bin/network-up"),
+        ("udhcpc", "etc/udhcpc/default.script"),
     ] {
         install(&scripts.join(name), &tree.join(place))?;
     }

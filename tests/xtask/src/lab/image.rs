@@ -11,11 +11,18 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cpio::Archive;
+use crate::debian::{self, Program};
 use crate::guest::{Guests, Tiny};
 use crate::workspace;
 
+/// What mvm runs beside a VM with `--net user`.
+pub const PASST: Program = Program("passt", "passt");
+
 /// A file that the lab gets: where it is there, and here.
 pub type Files = BTreeMap<String, PathBuf>;
+
+/// passt, when it is run by root, becomes nobody.
+const PASSWD: &[u8] = b"root::0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
 
 /// What a lab is made of.
 #[derive(Debug)]
@@ -54,7 +61,7 @@ pub fn make(guests: &Guests, tiny: Option<&Tiny>, mut files: Files) -> Result<Im
         archive.directory(name)?;
     }
     archive.bytes("init", 0o755, &fs::read(resources.join("init"))?)?;
-    archive.bytes("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n")?;
+    archive.bytes("etc/passwd", 0o644, PASSWD)?;
     archive.symlink("sbin/modprobe", "../bin/busybox")?;
     let busybox = guests.busybox()?;
     archive.tree("bin", &busybox)?;
@@ -68,6 +75,9 @@ pub fn make(guests: &Guests, tiny: Option<&Tiny>, mut files: Files) -> Result<Im
         }
     };
     files.insert("bin/xtask".to_owned(), std::env::current_exe()?);
+    debian::require(&[PASST])?;
+    let passt = debian::find(PASST.0).context("passt")?;
+    files.insert("bin/passt".to_owned(), passt);
     let programs: Vec<_> = files
         .values()
         .filter(|file| is_elf_program(file))
