@@ -17,6 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use devices::virtio::net::stream::make_room;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, FdFlags, fcntl_setfd, ioctl_fionbio};
 use rustix::net::{SendFlags, send, sockopt};
@@ -51,6 +52,14 @@ pub(crate) struct Starting {
     buffer: usize,
 }
 
+/// The card's end of the stream.
+#[derive(Debug)]
+pub(super) struct End {
+    pub socket: UnixStream,
+    /// Bytes that passt can send at once.
+    pub room: u32,
+}
+
 fn host(what: &'static str) -> impl Fn(io::Error) -> UserNetError {
     move |source| UserNetError::Host { what, source }
 }
@@ -61,8 +70,9 @@ pub(super) fn begin(
     mut command: Command,
     plan: &Plan<'_>,
     mac: [u8; 6],
-) -> Result<(Starting, UnixStream), UserNetError> {
+) -> Result<(Starting, End), UserNetError> {
     let (ours, theirs) = UnixStream::pair().map_err(host("a socket for passt"))?;
+    let room = make_room(&theirs).map_err(host("a socket for passt"))?;
     let (words, stderr) = io::pipe().map_err(host("a pipe for passt"))?;
     // What nobody reads must not stop it.
     for end in [words.as_fd(), stderr.as_fd()] {
@@ -91,7 +101,8 @@ pub(super) fn begin(
         socket,
         buffer,
     };
-    Ok((starting, ours))
+    let end = End { socket: ours, room };
+    Ok((starting, end))
 }
 
 /// Sends a frame that passt ignores, but for its source, through a socket that has no room for another:
@@ -225,7 +236,8 @@ mod tests {
             resolver: &Resolver::AsTheHost,
             routed: true,
         };
-        begin(command, &plan, [2; 6]).unwrap()
+        let (starting, end) = begin(command, &plan, [2; 6]).unwrap();
+        (starting, end.socket)
     }
 
     /// Reads what comes and does nothing with it.

@@ -52,9 +52,9 @@ impl UserNet {
             resolver: &Resolver::of_host(),
             routed: routes::has_default(),
         };
-        let (helper, socket) = helper::begin(Command::new("passt"), &plan, card.mac)?;
+        let (helper, end) = helper::begin(Command::new("passt"), &plan, card.mac)?;
         let peer = Passt(helper.helper());
-        let stream = Stream::new(card.name.clone(), socket, Box::new(peer));
+        let stream = Stream::new(card.name.clone(), end.socket, Box::new(peer), end.room);
         let (stream, link) = stream.map_err(|source| UserNetError::Host {
             what: "the socket of passt",
             source,

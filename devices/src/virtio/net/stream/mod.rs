@@ -3,7 +3,7 @@
 //! This is how QEMU's `-netdev stream` and passt talk. There is no virtio header and so no offload; in
 //! return a packet may be as long as IP allows. The bytes of a frame go between the socket and guest
 //! memory without a copy of ours; only what the socket has no room for at once waits here, and the first
-//! few, which are looked at ([`guard`]).
+//! few, which are looked at ([`guard`], [`room`]).
 //!
 //! When the stream ends, or brings what cannot be a frame, the link is down for good. The guest keeps
 //! its card, and the VM goes on. Runs on the I/O thread of the card's one queue pair.
@@ -23,8 +23,11 @@ use crate::iovec::IoVec;
 mod guard;
 mod incoming;
 mod outgoing;
+mod room;
 #[cfg(test)]
 mod tests;
+
+pub use self::room::make_room;
 
 /// Bytes of a frame's length.
 const PREFIX: usize = 4;
@@ -54,7 +57,8 @@ pub struct Stream {
 pub struct StreamLink(Arc<AtomicBool>);
 
 impl Stream {
-    /// A network on `socket`, whose other end belongs to `peer`, for what the log calls `card`.
+    /// A network on `socket`, whose other end belongs to `peer`, for what the log calls `card`. The other
+    /// end can send `room` bytes at once: [`make_room`].
     ///
     /// # Errors
     /// The socket cannot be made non-blocking.
@@ -62,6 +66,7 @@ impl Stream {
         card: String,
         socket: UnixStream,
         peer: Box<dyn Peer>,
+        room: u32,
     ) -> io::Result<(Self, StreamLink)> {
         socket.set_nonblocking(true)?;
         let up = Arc::new(AtomicBool::new(true));
@@ -71,7 +76,7 @@ impl Stream {
             peer,
             up: up.clone(),
             incoming: Incoming::default(),
-            outgoing: Outgoing::default(),
+            outgoing: Outgoing::new(room),
         };
         Ok((stream, StreamLink(up)))
     }

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use super::super::backend::HEADER;
+use super::room::{self, Room};
 use super::{ETHERNET, PREFIX, cut, guard};
 use crate::iovec::{self, IoVec, MAX_BUFFERS};
 use crate::mem::GuestSlice;
@@ -13,8 +14,10 @@ use crate::mem::GuestSlice;
 const LONGEST: usize = 65535;
 
 /// What is on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outgoing {
+    /// What the other end may send in return.
+    room: Room,
     /// The part of a frame that the socket had no room for.
     rest: Vec<u8>,
     /// How much of it went since.
@@ -24,6 +27,15 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    pub(super) fn new(room: u32) -> Self {
+        Self {
+            room: Room::new(room),
+            rest: Vec::new(),
+            gone: 0,
+            frame: Vec::new(),
+        }
+    }
+
     /// Sends what is left of the frame before.
     pub(super) fn flush(&mut self, socket: &UnixStream) -> io::Result<()> {
         while self.gone < self.rest.len() {
@@ -46,11 +58,12 @@ impl Outgoing {
         else {
             return refused(ErrorKind::InvalidInput, "a frame of an impossible length");
         };
-        // The beginning is copied before it is looked at: the guest may change it at any time.
-        let mut front = [0; PREFIX + guard::SEEN];
+        // The beginning is copied before it is looked at and changed: the guest may change it at any time.
+        let mut front = [0; PREFIX + room::SEEN];
         front[..PREFIX].copy_from_slice(&prefix.to_be_bytes());
         let seen = iovec::gather(frame, HEADER, &mut front[PREFIX..]);
         let front = &mut front[..PREFIX + seen];
+        self.room.limit(&mut front[PREFIX..]);
         if guard::is_for_loopback(&front[PREFIX..]) {
             return refused(
                 ErrorKind::PermissionDenied,

@@ -32,9 +32,10 @@ impl Case {
     fn new(buffers: &[usize]) -> Self {
         let (socket, peer) = UnixStream::pair().unwrap();
         peer.set_nonblocking(true).unwrap();
+        let room = make_room(&peer).unwrap();
         let ended = Ended::default();
         let (stream, link) =
-            Stream::new("card".to_owned(), socket, Box::new(ended.clone())).unwrap();
+            Stream::new("card".to_owned(), socket, Box::new(ended.clone()), room).unwrap();
         Self {
             stream,
             link,
@@ -303,8 +304,8 @@ fn what_the_peer_would_take_amiss_is_not_sent() {
             ErrorKind::InvalidInput
         );
     }
-    let pieces = vec![1; HEADER + 1100];
-    let sizes = vec![1; HEADER + 1090];
+    let pieces = vec![1; HEADER + 1300];
+    let sizes = vec![1; HEADER + 1290];
     let error = case.send_in(pieces, &sizes).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     // An IPv4 packet to 127.0.0.1, in pieces that part its address.
@@ -341,6 +342,50 @@ fn a_frame_sent_in_part_is_finished_first() {
     assert!(arrived == expected, "after {seed} frames");
     case.send(frame(7)).unwrap();
     assert!(case.arrived() == prefixed(&body(60_000, 7)));
+}
+
+/// A segment of TCP without options or data, in IPv4 from 10.0.2.15 to 10.0.2.2.
+fn segment(flags: u8, window: u16, options: &[u8]) -> Vec<u8> {
+    let mut frame = body(14, 0);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    frame.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    frame.extend([10, 0, 2, 15, 10, 0, 2, 2]);
+    frame.extend([0x13, 0x88, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x80, flags]);
+    frame.extend(window.to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(options);
+    frame
+}
+
+#[test]
+fn all_that_a_window_allows_has_room() {
+    const SHIFT: u8 = 10;
+    for segment_size in [1514, 9014, 65534] {
+        let mut case = Case::new(&[HEADER + 70000]);
+        let mut send = |frame| case.send([header(), frame].concat()).unwrap();
+        send(segment(2, 64240, &[2, 4, 255, 0, 1, 3, 3, SHIFT]));
+        // The guest has room for 48 MiB, in units of 1 KiB.
+        send(segment(16, 49152, &[]));
+        let stream = case.arrived();
+        let acknowledgement = &stream[stream.len() - 54..];
+        let window = u16::from_be_bytes([acknowledgement[48], acknowledgement[49]]);
+        let window = usize::from(window) << SHIFT;
+        assert!(window >= 64 << 10, "{window} bytes are too few");
+        // As passt does: in one go, and what does not go is lost.
+        let frames = window / segment_size;
+        let burst = prefixed(&body(segment_size, 1)).repeat(frames);
+        let sent = case.peer.write(&burst).unwrap();
+        assert_eq!(sent, burst.len(), "of segments of {segment_size}");
+        for _ in 0..frames {
+            assert_eq!(case.frame().len(), segment_size);
+        }
+        case.nothing();
+        // And one by one.
+        for _ in 0..frames {
+            let frame = prefixed(&body(segment_size, 1));
+            assert_eq!(case.peer.write(&frame).unwrap(), frame.len());
+        }
+    }
 }
 
 impl Case {
