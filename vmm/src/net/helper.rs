@@ -226,9 +226,9 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::time::Instant;
 
-    /// Begins a shell script in place of passt; its `$4` is the descriptor.
+    /// Begins a shell script in place of passt; its `$4` is the descriptor. dash knows no descriptor above 9.
     fn begin_script(script: &str) -> (Starting, UnixStream) {
-        let mut command = Command::new("sh");
+        let mut command = Command::new("bash");
         command.args(["-c", script, "passt"]);
         let plan = Plan {
             user: &UserConfig::default(),
