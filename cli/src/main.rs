@@ -9,7 +9,6 @@ mod descriptors;
 mod doctor;
 mod duration;
 mod emulation;
-mod flag;
 mod host;
 mod keys;
 mod logging;

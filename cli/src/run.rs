@@ -11,6 +11,7 @@ use std::time::Instant;
 use thiserror::Error;
 use vmm::config::VmConfig;
 use vmm::console::{Console, ConsoleConfig, ConsoleEnd, ConsoleError, InputFilter, Tail};
+use vmm::flag::Flag;
 use vmm::{BuildError, VmBuilder, VmError, events};
 
 use crate::api::{self, ApiError};
@@ -19,7 +20,6 @@ use crate::chart::{self, ChartPath};
 use crate::config::Run;
 use crate::descriptors;
 use crate::emulation;
-use crate::flag::Flag;
 use crate::keys::{self, Key, KeyFilter};
 use crate::logging::{self, LogError};
 use crate::policy::{Outcome, Policy};

@@ -1,4 +1,4 @@
-//! An eventfd used as a flag that `poll` can wait for: a thread's bell.
+//! An eventfd used as a flag that `poll` can wait for: how threads of a process wake each other.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -7,24 +7,34 @@ use rustix::event::{EventfdFlags, eventfd};
 
 /// A flag to raise, poll and lower, from any thread.
 #[derive(Debug)]
-pub(crate) struct Flag(OwnedFd);
+pub struct Flag(OwnedFd);
 
 impl Flag {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Lowered.
+    ///
+    /// # Errors
+    /// This process has too many descriptors.
+    pub fn new() -> io::Result<Self> {
         Ok(Self(eventfd(
             0,
             EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
         )?))
     }
 
-    pub(crate) fn raise(&self) {
+    /// Raises it, once more where it is raised already.
+    pub fn raise(&self) {
         // It can fail only by its counter being saturated, when it is raised anyway.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
-    pub(crate) fn lower(&self) {
-        // It fails if it is not raised.
-        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    /// Lowers it; how often it had been raised.
+    pub fn lower(&self) -> u64 {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.0, &mut count) {
+            Ok(_) => u64::from_ne_bytes(count),
+            // It is not raised.
+            Err(_) => 0,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub mod config;
 pub mod console;
 mod error;
 pub mod events;
-mod flag;
+pub mod flag;
 mod halt;
 mod kvm;
 mod lifecycle;

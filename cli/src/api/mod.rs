@@ -27,12 +27,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 use vmm::VmHandle;
 use vmm::config::VmConfig;
+use vmm::flag::Flag;
 use vmm::socket::{SocketError, SocketFile, listen};
 
 use self::client::{Client, Next};
 use self::http::{Reply, Request};
 use self::routes::{ROUTES, Target, serve};
-use crate::flag::Flag;
 
 /// Clients at one time. A further one takes the place of the one that has been quiet the longest.
 const MAX_CLIENTS: usize = 16;

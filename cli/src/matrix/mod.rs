@@ -28,9 +28,9 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use thiserror::Error;
+use vmm::flag::Flag;
 use vmm::probe::{Probe, ProbeError};
 
-use crate::flag::Flag;
 use crate::record::Start;
 use crate::report::{Ran, ReportError, ReportFiles, ReportPath};
 use crate::signals::{Number, Request, Signals};

@@ -7,11 +7,11 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use vmm::flag::Flag;
 use vmm::{Running, VmHandle};
 
 use super::RunError;
 use super::follower::Follower;
-use crate::flag::Flag;
 use crate::policy::{Event, Policy, Step};
 use crate::signals::{Request, Signals};
 use crate::terminal::{self, RawTerminal};
