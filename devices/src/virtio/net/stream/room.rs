@@ -54,8 +54,12 @@ pub fn make_room(peer: &UnixStream) -> io::Result<u32> {
 pub(super) struct Room {
     /// Bytes for all connections together.
     bytes: u32,
-    /// By the guest's port: connections that have it in common are those of one listener, mostly.
-    ports: Box<[Port]>,
+    /// By the guest's port, which connections have in common that are those of one listener, mostly: what
+    /// the guest shifts its window by, as it said when the connection began (RFC 7323 §2.2).
+    shifts: Box<[u8]>,
+    /// By the port as well: the slice in which it last sent something. Both are zeroes that take no memory
+    /// before they are written.
+    slices: Box<[u32]>,
     start: Instant,
     /// The slice of time that is now, from 1 on.
     slice: u32,
@@ -65,19 +69,12 @@ pub(super) struct Room {
     before: u32,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-struct Port {
-    /// RFC 7323 §2.2, as the guest said it when the connection began.
-    shift: u8,
-    /// When it last sent something.
-    slice: u32,
-}
-
 impl Room {
     pub(super) fn new(bytes: u32) -> Self {
         Self {
             bytes,
-            ports: vec![Port::default(); 1 << 16].into(),
+            shifts: vec![0; 1 << 16].into(),
+            slices: vec![0; 1 << 16].into(),
             start: Instant::now(),
             slice: 1,
             now: 0,
@@ -101,11 +98,11 @@ impl Room {
         let share = self.share(port, time);
         if flags & SYN != 0 {
             // Its own window is not scaled, and small.
-            self.ports[port].shift = window_shift(tcp);
+            self.shifts[port] = window_shift(tcp);
             return;
         }
         let window = u16::from_be_bytes([w0, w1]);
-        let limit = u16::try_from(share >> self.ports[port].shift).unwrap_or(u16::MAX);
+        let limit = u16::try_from(share >> self.shifts[port]).unwrap_or(u16::MAX);
         // Zero would stop a connection of which the guest has said no such thing.
         let limit = limit.max(1);
         if window > limit {
@@ -124,8 +121,8 @@ impl Room {
             self.before = if adjacent { self.now } else { 0 };
             (self.slice, self.now) = (slice, 0);
         }
-        if self.ports[port].slice != slice {
-            self.ports[port].slice = slice;
+        if self.slices[port] != slice {
+            self.slices[port] = slice;
             self.now += 1;
         }
         let connections = self.now.max(self.before).max(1);
