@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+
+use vmm_sys_util::tempdir::TempDir;
 
 use super::Attack;
 use super::case::{Expect, Row, Scope, table};
@@ -30,40 +30,33 @@ pub(super) fn subject() -> Subject {
 
 /// A directory of its own, in which somebody else works too.
 #[derive(Debug)]
-struct Directory(PathBuf);
+struct Directory(TempDir);
 
 impl Directory {
     fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("mvm-hostile-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(path.join("dir")).expect("no directory to share");
+        let directory = TempDir::new().expect("no directory to share");
+        let path = directory.as_path();
+        fs::create_dir(path.join("dir")).expect("no directory in it");
         fs::write(path.join("file"), "of the host").expect("no file to share");
         // Messages come from a user of the guest's.
         let all = fs::Permissions::from_mode(0o777);
-        fs::set_permissions(&path, all).expect("no directory for everybody");
-        Self(path)
+        fs::set_permissions(path, all).expect("no directory for everybody");
+        Self(directory)
     }
 }
 
 impl Host for Directory {
     fn poke(&mut self, what: u8) {
         // Whatever the guest has made of it, none of this need work.
-        let (file, dir) = (self.0.join("file"), self.0.join("dir"));
+        let path = self.0.as_path();
+        let (file, dir) = (path.join("file"), path.join("dir"));
         let _ = match what & 3 {
             0 => fs::write(file, "changed"),
             1 => fs::remove_file(file),
-            2 => fs::rename(&dir, self.0.join("moved"))
+            2 => fs::rename(&dir, path.join("moved"))
                 .and_then(|()| std::os::unix::fs::symlink("/", dir)),
             _ => fs::create_dir(dir),
         };
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -73,7 +66,8 @@ fn stage() -> Stage {
         read_only: false,
         max_files: 64,
     };
-    let device = Share::open(&directory.0, "src", options).expect("cannot share a directory");
+    let device =
+        Share::open(directory.0.as_path(), "src", options).expect("cannot share a directory");
     let plan = QueuePlan {
         request: |driver| {
             let getattr = message(op::GETATTR, ROOT, &Body::longs([0, 0]));
