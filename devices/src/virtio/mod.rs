@@ -164,6 +164,15 @@ pub trait VirtioInterrupt: fmt::Debug + Send + Sync {
     fn needs_reset(&self);
 }
 
+/// Answers a driver's read of `data` at `offset` from a configuration space of `bytes`. What is beyond its
+/// end stays as it arrived.
+fn read_from(bytes: impl IntoIterator<Item = u8>, offset: u64, data: &mut [u8]) {
+    let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (to, from) in data.iter_mut().zip(bytes.into_iter().skip(skipped)) {
+        *to = from;
+    }
+}
+
 /// The face of a device: what the driver sees before and beside the queues. Owned by a transport.
 pub trait VirtioDevice: fmt::Debug + Send {
     /// The device type.

@@ -27,7 +27,9 @@ use std::time::Duration;
 use self::control::Shared;
 use self::pages::PAGE;
 use self::worker::Worker;
-use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioInterrupt, VirtioKind};
+use super::{
+    ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioInterrupt, VirtioKind, read_from,
+};
 
 mod control;
 mod pages;
@@ -51,11 +53,10 @@ const F_REPORTING: Features = Features::from_bits_retain(1 << 5);
 /// Requests the driver can have under way in each queue. Linux reports 32 blocks with one.
 const QUEUE_SIZE: u16 = 128;
 
-/// Fields of `struct virtio_balloon_config` that the driver writes, and its end, §5.5.4.
+/// Fields of `struct virtio_balloon_config` that the driver writes, §5.5.4.
 mod field {
     pub const ACTUAL: u64 = 4;
     pub const POISON_VAL: u64 = 12;
-    pub const END: u64 = 16;
 }
 
 /// How a balloon is made.
@@ -184,10 +185,7 @@ impl VirtioDevice for Balloon {
         let bytes = words
             .iter()
             .flat_map(|word| word.load(Ordering::Acquire).to_le_bytes());
-        let skipped = usize::try_from(offset.min(field::END)).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(bytes.skip(skipped)) {
-            *to = from;
-        }
+        read_from(bytes, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

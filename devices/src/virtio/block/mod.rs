@@ -38,7 +38,7 @@ use virtio_bindings::virtio_blk::{
 use self::disk::{Disk, DiskInfo, SECTOR};
 use self::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Rules};
 use self::worker::{Work, Worker};
-use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
+use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind, read_from};
 use crate::io::QueueSet;
 use crate::rate::{Limiter, RateControl, Throttle};
 
@@ -144,13 +144,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let Ok(offset) = usize::try_from(offset) else {
-            return;
-        };
-        let from = self.config.iter().skip(offset);
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_from(self.config, offset, data);
     }
 
     fn activate(&mut self, acked: Features) -> Result<Vec<Lane>, ActivateError> {

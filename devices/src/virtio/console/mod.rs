@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 
 use self::shared::Shared;
 use self::worker::Worker;
-use super::{ActivateError, Features, Lane, VirtioDevice, VirtioInterrupt, VirtioKind};
+use super::{ActivateError, Features, Lane, VirtioDevice, VirtioInterrupt, VirtioKind, read_from};
 use crate::console::{Output, Receiver};
 
 mod shared;
@@ -97,10 +97,7 @@ impl VirtioDevice for Console {
         }
         // cols and rows; the ports of a feature that is not offered, and emerg_wr, read as zeroes.
         let bytes = self.shared.size.load(Ordering::Acquire).to_le_bytes();
-        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(bytes.iter().skip(skipped)) {
-            *to = *from;
-        }
+        read_from(bytes, offset, data);
     }
 
     /// §5.3.4: the low byte of what is written is a character. It has to be taken here and now, on the

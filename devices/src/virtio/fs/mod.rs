@@ -23,7 +23,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use self::guard::Guard;
 use self::worker::Worker;
-use super::{ActivateError, Features, Lane, VirtioDevice, VirtioKind};
+use super::{ActivateError, Features, Lane, VirtioDevice, VirtioKind, read_from};
 
 mod bridge;
 mod guard;
@@ -95,10 +95,7 @@ impl VirtioDevice for Share {
     /// §5.11.4, `struct virtio_fs_config`: the tag and the number of request queues.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let bytes = self.tag.into_iter().chain(REQUEST_QUEUES.to_le_bytes());
-        let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(bytes.skip(skipped)) {
-            *to = from;
-        }
+        read_from(bytes, offset, data);
     }
 
     fn blocks(&self) -> bool {

@@ -24,7 +24,9 @@ use self::features::feature;
 use self::pair::{PairWorker, Rules, SharedBackend, Throttles, receive_queue, transmit_queue};
 use self::shared::Shared;
 use super::errors::ErrorLog;
-use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioInterrupt, VirtioKind};
+use super::{
+    ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioInterrupt, VirtioKind, read_from,
+};
 use crate::io::{MAX_QUEUES, QueueSet};
 use crate::rate::{Limiter, RateControl, Throttle};
 
@@ -194,12 +196,7 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let Ok(offset) = usize::try_from(offset) else {
-            return;
-        };
-        for (to, from) in data.iter_mut().zip(self.config().iter().skip(offset)) {
-            *to = *from;
-        }
+        read_from(self.config(), offset, data);
     }
 
     fn connect(&mut self, interrupt: Arc<dyn VirtioInterrupt>) {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::muxer::Muxer;
 use self::worker::Worker;
-use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
+use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind, read_from};
 
 mod backlog;
 mod callers;
@@ -90,12 +90,7 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // §5.10.4: guest_cid, of which the upper half is reserved and zero.
-        let config = u64::from(self.cid).to_le_bytes();
-        let from = usize::try_from(offset)
-            .map_or(&[][..], |offset| config.get(offset..).unwrap_or_default());
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_from(u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, _acked: Features) -> Result<Vec<Lane>, ActivateError> {
