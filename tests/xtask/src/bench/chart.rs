@@ -8,11 +8,11 @@ use plotters::prelude::*;
 use super::stats::spread;
 use super::table::Case;
 
-const WIDTH: u32 = 760;
+const WIDTH: i32 = 760;
 /// Of a case: its title, and a line for each bar.
-const TITLE: u32 = 30;
-const BAR: u32 = 26;
-const MARGIN: u32 = 20;
+const TITLE: i32 = 30;
+const BAR: i32 = 26;
+const MARGIN: i32 = 20;
 const LABEL: i32 = 90;
 const MVM: RGBColor = RGBColor(37, 99, 235);
 const BESIDE: RGBColor = RGBColor(156, 163, 175);
@@ -21,28 +21,28 @@ const INK: RGBColor = RGBColor(31, 41, 55);
 /// Draws the cases below each other, each to a scale of its own.
 pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
     let rows: usize = cases.iter().map(|case| bars(case).len()).sum();
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let height = 3 * MARGIN + TITLE * count(cases.len() + 1) + BAR * count(rows);
-    let area = SVGBackend::new(path, (WIDTH, height)).into_drawing_area();
+    let height = 3 * MARGIN + TITLE * i32::try_from(cases.len() + 1)? + BAR * i32::try_from(rows)?;
+    let size = (WIDTH.unsigned_abs(), height.unsigned_abs());
+    let area = SVGBackend::new(path, size).into_drawing_area();
     let drawn = || -> Result<(), Box<dyn std::error::Error + '_>> {
         area.fill(&WHITE)?;
         let text = |size: i32| ("sans-serif", size).into_font().color(&INK);
-        let mut y = i32::try_from(MARGIN)?;
+        let mut y = MARGIN;
         area.draw_text(&format!("mvm: {family}"), &text(20), (20, y))?;
-        y += i32::try_from(TITLE + MARGIN / 2)?;
+        y += TITLE + MARGIN / 2;
         for case in cases {
             let ratio = case
                 .ratio()
                 .map_or_else(String::new, |ratio| format!(", {:.2} times", ratio.median));
             let title = format!("{} ({}){ratio}", case.name, case.unit);
             area.draw_text(&title, &text(15), (20, y))?;
-            y += i32::try_from(TITLE - 8)?;
+            y += TITLE - 8;
             let bars = bars(case);
             let most = bars
                 .iter()
                 .map(|(_, _, spread)| spread.high)
                 .fold(f64::MIN_POSITIVE, f64::max);
-            let scale = f64::from(WIDTH) - f64::from(LABEL) - 190.0;
+            let scale = f64::from(WIDTH - LABEL - 190);
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "at most the picture's width"
@@ -56,7 +56,7 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
                 area.draw(&PathElement::new(whisker, INK.stroke_width(2)))?;
                 let value = format!("{:.2}", spread.median);
                 area.draw_text(&value, &text(13), (x(spread.high) + 8, y + 4))?;
-                y += i32::try_from(BAR)?;
+                y += BAR;
             }
             y += 8;
         }

@@ -34,20 +34,16 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         .zip(&after)
         .map(|(before, after)| float(after - before));
     let memory = each(&vms, memory::of)?;
-    let case = |name: &str, unit, mvm, most| Case {
-        name: format!("{VMS} VMs: {name}"),
-        unit,
-        mvm,
+    let name = format!("{VMS} VMs");
+    let mut cases = vec![Case {
+        name: format!("{name}: wake-ups in 10 s"),
+        unit: "each",
+        mvm: woken.collect(),
         beside: None,
-        goal: Some(Goal::Most(most)),
-    };
-    let pss = memory.iter().map(|memory| float(memory.pss));
-    let dirty = memory.iter().map(|memory| float(memory.private_dirty));
-    Ok(vec![
-        case("wake-ups in 10 s", "each", woken.collect(), 0.0),
-        case("PSS", "kB", pss.collect(), 2000.0),
-        case("private dirty", "kB", dirty.collect(), 300.0),
-    ])
+        goal: Some(Goal::Most(0.0)),
+    }];
+    cases.extend(memory::both(&name, &memory));
+    Ok(cases)
 }
 
 fn each<T>(vms: &[Timed], ask: impl Fn(u32) -> Result<T>) -> Result<Vec<T>> {

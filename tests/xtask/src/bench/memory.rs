@@ -41,33 +41,33 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     }
     let mut cases = Vec::new();
     for (name, arguments) in sets {
-        let (mut dirty, mut pss) = (Vec::new(), Vec::new());
+        let mut samples = Vec::new();
         for _ in 0..tools.samples.min(5) {
             let mut command = tools.mvm("IDLE");
             command.args(&arguments);
             let mut process = Timed::spawn(command)?;
             process.wait_for(b'h')?;
             thread::sleep(REST);
-            let memory = of(process.pid())?;
-            dirty.push(float(memory.private_dirty));
-            pss.push(float(memory.pss));
+            samples.push(of(process.pid())?);
         }
-        cases.push(Case {
-            name: format!("{name}: private dirty"),
-            unit: "kB",
-            mvm: dirty,
-            beside: None,
-            goal: Some(Goal::Most(300.0)),
-        });
-        cases.push(Case {
-            name: format!("{name}: PSS"),
-            unit: "kB",
-            mvm: pss,
-            beside: None,
-            goal: Some(Goal::Most(2000.0)),
-        });
+        cases.extend(both(name, &samples));
     }
     Ok(cases)
+}
+
+/// Both kinds of memory as cases, with what a VMM may have of each.
+pub fn both(name: &str, samples: &[Memory]) -> [Case; 2] {
+    let case = |what, most, kb: fn(&Memory) -> u64| Case {
+        name: format!("{name}: {what}"),
+        unit: "kB",
+        mvm: samples.iter().map(|sample| float(kb(sample))).collect(),
+        beside: None,
+        goal: Some(Goal::Most(most)),
+    };
+    [
+        case("private dirty", 300.0, |memory| memory.private_dirty),
+        case("PSS", 2000.0, |memory| memory.pss),
+    ]
 }
 
 /// What a process with a guest of 128 MiB has.
