@@ -76,8 +76,8 @@ impl KvmVm {
         let tss = usize::try_from(layout::KVM_TSS).unwrap_or_default();
         fd.set_tss_address(tss)
             .map_err(refused("KVM_SET_TSS_ADDR"))?;
-        // Memory before the interrupt controllers: a slot waits for all changes to KVM's buses to be seen (an SRCU grace
-        // period, six milliseconds of Linux 6.18's), and the controllers are such a change.
+        // Memory before the interrupt controllers: a slot waits for all changes to KVM's buses to be seen
+        // (an SRCU grace period, six milliseconds of Linux 6.18's), and the controllers are such a change.
         for (slot, region) in (0..).zip(memory.iter()) {
             let slot = kvm_userspace_memory_region {
                 slot,
