@@ -5,11 +5,13 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::gettid;
 
 use crate::context::Skip;
 
@@ -38,6 +40,49 @@ pub fn alone<T: Send>(test: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     };
     thread::scope(|scope| scope.spawn(body).join())
         .unwrap_or_else(|_| Err(anyhow!("the test itself panicked")))
+}
+
+/// Runs `test` beside an outside world, a network namespace that is reached through the interface `up0` and
+/// has the address 203.0.113.2; `there` is done in it, and so are the sockets made that `there` makes.
+pub fn with_outside<T: Send, O: Send>(
+    there: impl FnOnce() -> Result<O> + Send,
+    test: impl FnOnce(O) -> Result<T>,
+) -> Result<T> {
+    ip("link add up0 type veth peer name out0")?;
+    ip("address add 203.0.113.1/24 dev up0")?;
+    ip("link set up0 up")?;
+    let (ready, is_ready) = channel();
+    let (moved, is_moved) = channel();
+    let (made, is_made) = channel();
+    let (done, is_done) = channel::<()>();
+    let outside = move || -> Result<()> {
+        // SAFETY: the call concerns this thread alone, which has no sockets yet.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(io::Error::last_os_error()).context("a namespace outside");
+        }
+        ready.send(gettid())?;
+        is_moved.recv()?;
+        ip("address add 203.0.113.2/24 dev out0")?;
+        ip("link set out0 up")?;
+        made.send(there()?).map_err(|_| anyhow!("nobody waits"))?;
+        // The namespace lasts as long as this thread, or a socket of it.
+        let _ = is_done.recv();
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let outside = scope.spawn(outside);
+        let tested = (|| {
+            let thread = is_ready.recv()?;
+            ip(&format!("link set out0 netns {thread}"))?;
+            moved.send(())?;
+            test(is_made.recv()?)
+        })();
+        drop(done);
+        let ended = outside.join();
+        let ended = ended.unwrap_or_else(|_| Err(anyhow!("the outside world panicked")));
+        // What went wrong there is why the test could not go on here.
+        ended.and(tested)
+    })
 }
 
 /// Runs `ip` with `words`.

@@ -109,7 +109,7 @@ fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result
     eprintln!("{}", host.sentence());
 
     if host == Host::Hardware {
-        debian::require(&[lab::PASST])?;
+        debian::require(&lab::TOOLS)?;
         let directory = workspace::target().join("e2e-guest");
         if directory.exists() {
             fs::remove_dir_all(&directory)?;

@@ -1,9 +1,11 @@
 //! Network cards on taps: real drivers and the host's own network at the other end.
 
+use std::env;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +20,7 @@ use crate::vm::{Mvm, Outcome};
 tests! { "net":
     LONG stock_ping_and_streams,
     LONG streams_both_ways,
+    LONG nat_as_the_readme_has_it,
     LONG two_queue_pairs_on_two_cpus,
     SHORT large_packets,
     SHORT the_link_goes_down_and_comes_back,
@@ -91,6 +94,60 @@ fn streams_both_ways(context: &Context) -> Result<()> {
         make_tap("t0", false)?;
         stream(context, Kernel::TinyElf, HOST, 24 * MIB)?;
         stream(context, Kernel::TinyElf, HOST6, 24 * MIB)
+    })
+}
+
+/// The lines of the first block of the README that has this in it, up to an empty one.
+fn readme(text: &str) -> Result<Vec<&'static str>> {
+    let blocks = include_str!("../../../../README.md").split("```\n");
+    let block = blocks.skip(1).step_by(2).find(|block| block.contains(text));
+    let lines = block.context("the README has changed")?.lines();
+    Ok(lines.take_while(|line| !line.is_empty()).collect())
+}
+
+/// Runs what the README tells the user to run. Who runs this test is root, and busybox's shell would prefer an `ip` of
+/// its own, which knows no taps.
+fn run(command: &str) -> Result<()> {
+    const MEANT: &str = "sudo() { \"$@\"; }\nip() { \"$IP\" \"$@\"; }\n";
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut programs = env::split_paths(&path).map(|directory| directory.join("ip"));
+    let ip = programs.find(|ip| ip.is_file()).context("no ip")?;
+    let output = Command::new("sh")
+        .args(["-e", "-c", &format!("{MEANT}{command}")])
+        .env("IP", ip)
+        .env("USER", "root")
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command}: {}", said.trim());
+    Ok(())
+}
+
+fn nat_as_the_readme_has_it(context: &Context) -> Result<()> {
+    const LEN: usize = 8 * MIB;
+    lan::alone(|| {
+        let listen = || Echo::listen("203.0.113.2", 5000, LEN, context.deadline);
+        lan::with_outside(listen, |echo| {
+            let commands = readme("ip tuntap add")?;
+            ensure!(commands.len() == 4, "not the four commands: {commands:?}");
+            for command in commands {
+                run(command)?;
+            }
+            let rootfs = context.rootfs()?;
+            let mut vm = context
+                .boot(Kernel::TinyElf)?
+                .arg("--rootfs")
+                .arg(rootfs)
+                .args("--net tap=tap0")
+                .spawn()?;
+            vm.wait_for("powers off")?;
+            for command in readme("ip route add default")? {
+                vm.type_in(&format!("{command}\n"))?;
+            }
+            vm.type_in("/test/net stream 203.0.113.2 5000; exit\n")?;
+            echo.serve()?;
+            let outcome = vm.exits_with(0)?;
+            outcome.says(&format!("digest 5000: {}", echo.digest()))
+        })
     })
 }
 

@@ -15,8 +15,12 @@ use crate::debian::{self, Program};
 use crate::guest::{Guests, Tiny};
 use crate::workspace;
 
-/// What mvm runs beside a VM with `--net user`.
-pub const PASST: Program = Program("passt", "passt");
+/// What a host has beside busybox: the helper of `--net user`, and what the README's networks are made with.
+pub const TOOLS: [Program; 3] = [
+    Program("passt", "passt"),
+    Program("ip", "iproute2"),
+    Program("nft", "nftables"),
+];
 
 /// A file that the lab gets: where it is there, and here.
 pub type Files = BTreeMap<String, PathBuf>;
@@ -75,9 +79,11 @@ pub fn make(guests: &Guests, tiny: Option<&Tiny>, mut files: Files) -> Result<Im
         }
     };
     files.insert("bin/xtask".to_owned(), std::env::current_exe()?);
-    debian::require(&[PASST])?;
-    let passt = debian::find(PASST.0).context("passt")?;
-    files.insert("bin/passt".to_owned(), passt);
+    debian::require(&TOOLS)?;
+    for Program(name, _) in TOOLS {
+        let program = debian::find(name).context(name)?;
+        files.insert(format!("bin/{name}"), program);
+    }
     let programs: Vec<_> = files
         .values()
         .filter(|file| is_elf_program(file))

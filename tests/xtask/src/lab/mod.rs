@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
-pub use self::image::{PASST, guest_files};
+pub use self::image::{TOOLS, guest_files};
 use self::machine::{Machine, Size};
 pub use self::terminal::interactive;
 use self::wire::{Frame, pump};
