@@ -62,6 +62,14 @@ impl<'m> IoVec<'m> {
         unsafe { GuestSlice::new(self.raw.iov_base.cast(), self.raw.iov_len) }
     }
 
+    /// Takes the first `count` bytes out, or as many as there are.
+    pub(crate) fn split(&mut self, count: usize) -> Self {
+        let mut front = *self;
+        front.raw.iov_len = count.min(self.raw.iov_len);
+        self.advance(count);
+        front
+    }
+
     /// Leaves out the first `count` bytes, or as many as there are.
     fn advance(&mut self, count: usize) {
         let count = count.min(self.raw.iov_len);
@@ -74,6 +82,20 @@ impl fmt::Debug for IoVec<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IoVec({} bytes)", self.len())
     }
+}
+
+/// The same list for as long as anybody likes.
+///
+/// # Safety
+/// The memory stays mapped until the result is gone.
+#[must_use]
+pub unsafe fn held(list: Vec<IoVec<'_>>) -> Vec<IoVec<'static>> {
+    list.into_iter()
+        .map(|IoVec { raw, .. }| IoVec {
+            raw,
+            memory: PhantomData,
+        })
+        .collect()
 }
 
 /// Buffers that are kept from one event to the next, and with them the memory they lie in.
@@ -231,6 +253,28 @@ pub fn writev(to: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
     let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
     // SAFETY: as for reading; the kernel only reads through the pointers.
     check(unsafe { libc::writev(to.as_raw_fd(), buffers.as_ptr().cast(), count) })
+}
+
+/// preadv(2): what comes at once from `offset` of a file, into `buffers`.
+///
+/// # Errors
+/// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
+pub fn read_at(from: BorrowedFd<'_>, buffers: &[IoVec<'_>], offset: u64) -> io::Result<usize> {
+    let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
+    let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: as for `readv`.
+    check(unsafe { libc::preadv64(from.as_raw_fd(), buffers.as_ptr().cast(), count, offset) })
+}
+
+/// pwritev(2): as much of `buffers` as goes at once to `offset` of a file.
+///
+/// # Errors
+/// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
+pub fn write_at(to: BorrowedFd<'_>, buffers: &[IoVec<'_>], offset: u64) -> io::Result<usize> {
+    let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
+    let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: as for `writev`.
+    check(unsafe { libc::pwritev64(to.as_raw_fd(), buffers.as_ptr().cast(), count, offset) })
 }
 
 /// sendmsg(2): as much of `buffers` as a socket takes. Does not wait, and a peer that has left is an error,

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-use super::iovec::{self, Buffers};
+use super::buffers::{self, Buffers};
 
 /// Bytes that go through a buffer of ours at a time.
 const CHUNK: u64 = 256 << 10;
@@ -41,7 +41,7 @@ impl Alignment {
     }
 
     /// Whether the transfer can be done as it is.
-    pub(super) fn has(self, offset: u64, buffers: &Buffers) -> bool {
+    pub(super) fn has(self, offset: u64, buffers: &Buffers<'_>) -> bool {
         offset.is_multiple_of(self.offset)
             && buffers.parts().all(|(address, len)| {
                 address.is_multiple_of(self.memory) && len.is_multiple_of(self.offset)
@@ -82,10 +82,10 @@ pub(super) fn read(
     file: &File,
     align: Alignment,
     offset: u64,
-    mut buffers: Buffers,
+    mut buffers: Buffers<'_>,
 ) -> io::Result<()> {
     if align.has(offset, &buffers) {
-        return iovec::read_exact_at(file, buffers, offset);
+        return buffers::read_exact_at(file, buffers, offset);
     }
     let mut bounce = Bounce::new(CHUNK + 2 * align.offset);
     let mut at = offset;
@@ -106,10 +106,10 @@ pub(super) fn write(
     file: &File,
     align: Alignment,
     offset: u64,
-    mut buffers: Buffers,
+    mut buffers: Buffers<'_>,
 ) -> io::Result<()> {
     if align.has(offset, &buffers) {
-        return iovec::write_all_at(file, buffers, offset);
+        return buffers::write_all_at(file, buffers, offset);
     }
     let mut bounce = Bounce::new(CHUNK + 2 * align.offset);
     let mut at = offset;

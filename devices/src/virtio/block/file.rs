@@ -17,10 +17,10 @@ use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_io_nr;
 
+use super::buffers::{self, Buffers};
 use super::direct::{self, Alignment};
 use super::disk::SECTOR;
 use super::image::{self, Access, Image, ImageError};
-use super::iovec::{self, Buffers};
 
 /// Zeroes that are written at a time where the host cannot be told to clear a range.
 const ZEROES: u64 = 16 << 20;
@@ -140,7 +140,7 @@ impl DiskFile {
     }
 
     /// Whether the kernel takes the transfer as it is.
-    pub(super) fn takes(&self, offset: u64, buffers: &Buffers) -> bool {
+    pub(super) fn takes(&self, offset: u64, buffers: &Buffers<'_>) -> bool {
         self.direct.is_none_or(|align| align.has(offset, buffers))
     }
 
@@ -150,17 +150,17 @@ impl DiskFile {
         (align > SECTOR).then_some(align)
     }
 
-    pub(super) fn read(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
+    pub(super) fn read(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
         match self.direct {
-            None => iovec::read_exact_at(&self.file, buffers, offset),
+            None => buffers::read_exact_at(&self.file, buffers, offset),
             Some(align) => direct::read(&self.file, align, offset, buffers),
         }
     }
 
     /// A write that ends amid an [exclusive block](Self::exclusive_block) must be the only one there.
-    pub(super) fn write(&self, offset: u64, buffers: Buffers) -> io::Result<()> {
+    pub(super) fn write(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
         match self.direct {
-            None => iovec::write_all_at(&self.file, buffers, offset),
+            None => buffers::write_all_at(&self.file, buffers, offset),
             Some(align) => direct::write(&self.file, align, offset, buffers),
         }
     }

@@ -42,6 +42,7 @@ use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind,
 use crate::io::QueueSet;
 use crate::rate::{Limiter, RateControl, Throttle};
 
+mod buffers;
 mod control;
 mod direct;
 pub mod disk;
@@ -49,7 +50,6 @@ mod engine;
 mod file;
 mod id;
 pub mod image;
-mod iovec;
 mod open;
 mod overlay;
 mod raw;

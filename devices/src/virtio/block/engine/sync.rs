@@ -3,8 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
+use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
-use crate::virtio::block::iovec::Buffers;
 use crate::virtio::block::store::{Place, Span, Store};
 
 /// A lane that waits for the host.
@@ -55,14 +55,14 @@ pub(super) fn execute(store: &dyn Store, op: DiskOp<'_>) -> io::Result<()> {
 pub(in crate::virtio::block) fn read(
     store: &dyn Store,
     offset: u64,
-    mut buffers: Buffers,
+    mut buffers: Buffers<'_>,
 ) -> io::Result<()> {
     let mut spans = Vec::new();
     store.read(offset, buffers.len(), &mut spans);
     transfer_all(store, false, spans, &mut buffers)
 }
 
-fn write(store: &dyn Store, offset: u64, mut buffers: Buffers) -> io::Result<()> {
+fn write(store: &dyn Store, offset: u64, mut buffers: Buffers<'_>) -> io::Result<()> {
     let mut spans = Vec::new();
     let len = buffers.len();
     store.write(offset, len, &mut spans)?;
@@ -75,7 +75,7 @@ fn transfer_all(
     store: &dyn Store,
     write: bool,
     spans: Vec<Span>,
-    buffers: &mut Buffers,
+    buffers: &mut Buffers<'_>,
 ) -> io::Result<()> {
     for span in spans {
         transfer(store, write, span, buffers.split(span.len))?;
@@ -88,7 +88,7 @@ pub(super) fn transfer(
     store: &dyn Store,
     write: bool,
     span: Span,
-    buffers: Buffers,
+    buffers: Buffers<'_>,
 ) -> io::Result<()> {
     let offset = span.offset;
     match (span.place, write) {

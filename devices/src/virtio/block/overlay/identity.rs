@@ -3,8 +3,8 @@
 use std::io;
 
 use super::format::{BLOCK, Identity};
+use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::engine::sync;
-use crate::virtio::block::iovec::Buffers;
 use crate::virtio::block::store::Store;
 
 /// Bytes from the start that count: partition tables and superblocks, with the identifiers and times that

@@ -13,11 +13,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::buffers::Buffers;
 use super::disk::DiskInfo;
 use super::engine::sync;
 use super::file::DiskFile;
 use super::image::{Access, ImageError};
-use super::iovec::Buffers;
 use super::store::{Place, Span, Store};
 use format::{BLOCK, Header, PAGE, data_at, file_len};
 use map::Map;

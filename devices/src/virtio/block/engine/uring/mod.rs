@@ -20,9 +20,9 @@ use std::sync::Arc;
 
 use self::ring::{Kind, Part, Ring};
 use super::sync;
+use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
 use crate::virtio::block::file::DiskFile;
-use crate::virtio::block::iovec::Buffers;
 use crate::virtio::block::store::{Place, Span, Store};
 
 mod ring;
@@ -139,7 +139,7 @@ impl UringLane {
         kind: Kind,
         tag: Tag,
         spans: Vec<Span>,
-        mut buffers: Buffers,
+        mut buffers: Buffers<'_>,
         op: &mut Op,
     ) {
         for span in spans {
@@ -155,7 +155,10 @@ impl UringLane {
                     kind,
                     file,
                     offset: span.offset,
-                    buffers: part,
+                    // SAFETY: whoever submits an operation keeps its memory mapped until that has ended, and
+                    // takes them all back before it lets go (see `DiskLane`); the ring waits for every
+                    // part before it goes.
+                    buffers: unsafe { part.held() },
                 });
                 op.parts += 1;
                 Ok(())

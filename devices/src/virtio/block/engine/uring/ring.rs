@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 
+use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::Tag;
-use crate::virtio::block::iovec::Buffers;
 
 /// What this engine asks of the kernel.
 const OPCODES: [u8; 3] = [
@@ -38,7 +38,7 @@ pub(super) struct Part {
     /// Where the rest of it is.
     pub(super) offset: u64,
     /// What is left of it.
-    pub(super) buffers: Buffers,
+    pub(super) buffers: Buffers<'static>,
 }
 
 /// A ring and what it has. Waits for all of it before it goes.
@@ -153,9 +153,8 @@ impl Ring {
         let mut ring = self.ring.submission();
         while let Some(number) = self.queue.front() {
             if let Some(part) = self.parts.get(*number).and_then(Option::as_ref) {
-                // SAFETY: the entry points to the iovecs of the part and through them to guest memory. The
-                // part's iovecs stay where they are until the entry has ended, and the device keeps the
-                // memory mapped until then: `Drop` waits for all entries.
+                // SAFETY: the entry points to the part's iovecs, which are `iovec`s, as many as it says, and stay
+                // where they are until it has ended, and through them to memory that is held.
                 if unsafe { ring.push(&part.entry(*number)) }.is_err() {
                     return;
                 }
@@ -232,7 +231,7 @@ impl Ring {
         part.offset = part.offset.saturating_add(moved as u64);
         let result = match (part.kind, moved) {
             _ if part.buffers.is_empty() => Ok(()),
-            // A file that ends here was cut off while in use: see `iovec::read_exact_at`.
+            // A file that ends here was cut off while in use: see `buffers::read_exact_at`.
             (Kind::Read, 0) => Err(ErrorKind::UnexpectedEof.into()),
             (_, 0) => Err(ErrorKind::WriteZero.into()),
             _ => return self.queue.push_back(number),
@@ -255,10 +254,10 @@ impl Part {
         let count = u32::try_from(vector.len()).unwrap_or(0);
         let file = types::Fixed(u32::try_from(self.file).unwrap_or(u32::MAX));
         let entry = match self.kind {
-            Kind::Read => opcode::Readv::new(file, vector.as_ptr(), count)
+            Kind::Read => opcode::Readv::new(file, vector.as_ptr().cast(), count)
                 .offset(self.offset)
                 .build(),
-            Kind::Write => opcode::Writev::new(file, vector.as_ptr(), count)
+            Kind::Write => opcode::Writev::new(file, vector.as_ptr().cast(), count)
                 .offset(self.offset)
                 .build(),
             Kind::Sync => opcode::Fsync::new(file)

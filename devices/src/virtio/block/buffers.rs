@@ -1,16 +1,11 @@
-//! Bytes straight between a file and guest memory: preadv(2) and pwritev(2) over guest slices.
-//!
-//! The loop around the two system calls is safe and does what they leave to the caller: short transfers,
-//! interruptions, more buffers than one call takes.
+//! The bytes of a request in guest memory, used up from the front as the disk moves them.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
+use crate::iovec::{self, IoVec, MAX_BUFFERS};
 use crate::mem::GuestSlice;
-
-/// The most buffers the kernel takes in one call: UIO_MAXIOV.
-const MAX_BUFFERS: usize = 1024;
 
 /// Where zeroes are written from.
 static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
@@ -19,61 +14,51 @@ static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
 #[repr(align(4096))]
 struct Zeroes([u8; 1 << 16]);
 
-/// Addresses of guest buffers, in order, of which the front is used up bit by bit.
-///
-/// They outlive the slices that they were made of: whoever holds them sees to it that the guest's memory
-/// stays mapped, as the contract of [`DiskLane`](super::disk::DiskLane) has it.
+/// Runs of guest memory, in order, of which the front is used up bit by bit.
 #[derive(Debug, Default)]
-pub(super) struct Buffers {
-    vector: Vec<libc::iovec>,
+pub(super) struct Buffers<'m> {
+    vector: Vec<IoVec<'m>>,
     /// Elements of `vector` that are used up.
     used: usize,
 }
 
-// SAFETY: the pointers are to memory that is shared with the guest and that every thread of the process
-// may access; nothing of it belongs to a thread.
-unsafe impl Send for Buffers {}
-
-impl Buffers {
+impl<'m> Buffers<'m> {
     /// All bytes of `slices`.
-    pub(super) fn of(slices: &[GuestSlice<'_>]) -> Self {
+    pub(super) fn of(slices: &[GuestSlice<'m>]) -> Self {
         let vector = slices
             .iter()
             .filter(|slice| !slice.is_empty())
-            // Guest memory stays mapped while there are slices of it: the guard, which matters for memory
-            // that is mapped per access, need not be kept.
-            .map(|slice| libc::iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                iov_len: slice.len(),
-            })
+            .map(IoVec::new)
             .collect();
         Self { vector, used: 0 }
     }
 
-    /// Bytes of ours. They must stay as long as the result is used, which is no longer than a call.
-    pub(super) fn of_bytes(bytes: &mut [u8]) -> Self {
+    /// Bytes of ours.
+    pub(super) fn of_bytes(bytes: &'m mut [u8]) -> Self {
         Self::of(&[GuestSlice::from(bytes)])
     }
 
-    /// So many bytes, all of them zero, to write somewhere; at most 64 MiB.
-    pub(super) fn of_zeroes(len: u64) -> Self {
-        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
-        let mut vector = Vec::new();
-        while left > 0 && vector.len() < MAX_BUFFERS {
-            let now = left.min(ZEROES.0.len());
-            vector.push(libc::iovec {
-                iov_base: (&raw const ZEROES.0).cast_mut().cast(),
-                iov_len: now,
-            });
-            left -= now;
+    /// The same buffers for as long as anybody likes.
+    ///
+    /// # Safety
+    /// The memory stays mapped until the result is gone.
+    pub(super) unsafe fn held(self) -> Buffers<'static> {
+        Buffers {
+            // SAFETY: the caller's promise.
+            vector: unsafe { iovec::held(self.vector) },
+            used: self.used,
         }
-        Self { vector, used: 0 }
     }
 
     /// What is left, as much as one call takes.
-    pub(super) fn vector(&self) -> &[libc::iovec] {
+    pub(super) fn vector(&self) -> &[IoVec<'m>] {
         let rest = &self.vector[self.used..];
         &rest[..rest.len().min(MAX_BUFFERS)]
+    }
+
+    /// What is left, as slices of guest memory.
+    pub(super) fn slices(&self) -> impl ExactSizeIterator<Item = GuestSlice<'m>> {
+        self.vector[self.used..].iter().map(IoVec::slice)
     }
 
     /// Whether nothing is left.
@@ -88,29 +73,22 @@ impl Buffers {
 
     /// Address and length of each part of what is left.
     pub(super) fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
-        let rest = &self.vector[self.used..];
-        rest.iter()
-            .map(|part| (part.iov_base as u64, part.iov_len as u64))
+        self.slices()
+            .map(|slice| (slice.ptr_guard().as_ptr() as u64, slice.len() as u64))
     }
 
     /// Takes the first `len` bytes out, or all there are.
     pub(super) fn split(&mut self, len: u64) -> Self {
+        // More than there are where it is no length of memory.
+        let mut wanted = usize::try_from(len).unwrap_or(usize::MAX);
         let mut front = Vec::new();
-        let mut wanted = len;
         while let Some(part) = self.vector.get_mut(self.used).filter(|_| wanted > 0) {
-            let part_len = part.iov_len as u64;
-            if part_len > wanted {
-                // Less than a length that fits.
-                let now = usize::try_from(wanted).unwrap_or(part.iov_len);
-                front.push(libc::iovec {
-                    iov_base: part.iov_base,
-                    iov_len: now,
-                });
-                self.advance(now);
+            if part.len() > wanted {
+                front.push(part.split(wanted));
                 break;
             }
             front.push(*part);
-            wanted -= part_len;
+            wanted -= part.len();
             self.used += 1;
         }
         Self {
@@ -120,43 +98,19 @@ impl Buffers {
     }
 
     /// Uses up the first `moved` bytes.
-    pub(super) fn advance(&mut self, mut moved: usize) {
-        while let Some(part) = self.vector.get_mut(self.used) {
-            if moved < part.iov_len {
-                part.iov_base = part.iov_base.wrapping_byte_add(moved);
-                part.iov_len -= moved;
-                return;
-            }
-            moved -= part.iov_len;
-            self.used += 1;
-        }
-    }
-
-    /// The bytes that are left, as slices of guest memory.
-    fn slices(&self) -> impl Iterator<Item = GuestSlice<'_>> {
-        self.vector[self.used..].iter().map(|part| {
-            // SAFETY: the pointer and length are those of a slice of guest memory, or of a part of one, and
-            // whoever holds `self` keeps that memory mapped.
-            unsafe { GuestSlice::new(part.iov_base.cast(), part.iov_len) }
-        })
+    pub(super) fn advance(&mut self, moved: usize) {
+        let left = iovec::skip(&mut self.vector[self.used..], moved).len();
+        self.used = self.vector.len() - left;
     }
 
     /// Fills what is left from `bytes`, which are as many.
-    pub(super) fn copy_from(&self, mut bytes: &[u8]) {
-        for slice in self.slices() {
-            let (now, later) = bytes.split_at(bytes.len().min(slice.len()));
-            slice.copy_from(now);
-            bytes = later;
-        }
+    pub(super) fn copy_from(&self, bytes: &[u8]) {
+        iovec::scatter(&self.vector[self.used..], 0, bytes);
     }
 
     /// Copies what is left into `bytes`, which are as many.
-    pub(super) fn copy_to(&self, mut bytes: &mut [u8]) {
-        for slice in self.slices() {
-            let (now, later) = bytes.split_at_mut(bytes.len().min(slice.len()));
-            slice.copy_to(now);
-            bytes = later;
-        }
+    pub(super) fn copy_to(&self, bytes: &mut [u8]) {
+        iovec::gather(&self.vector[self.used..], 0, bytes);
     }
 
     /// Fills all of it with zeroes.
@@ -173,52 +127,51 @@ impl Buffers {
     }
 }
 
+impl Buffers<'static> {
+    /// So many bytes, all of them zero, to write somewhere; at most 64 MiB.
+    pub(super) fn of_zeroes(len: u64) -> Self {
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut vector = Vec::new();
+        while left > 0 && vector.len() < MAX_BUFFERS {
+            let now = left.min(ZEROES.0.len());
+            let start = (&raw const ZEROES.0).cast_mut().cast();
+            // SAFETY: these bytes are there for good, and nobody writes through what comes of this: it is
+            // made for a call that reads it.
+            let slice = unsafe { GuestSlice::new(start, now) };
+            vector.push(IoVec::new(&slice));
+            left -= now;
+        }
+        Self { vector, used: 0 }
+    }
+}
+
 /// Fills `buffers` from `offset` of `file`. A file that ends before is an error: it was cut off while
 /// in use, and zeroes in place of what was there would go unnoticed.
-pub(super) fn read_exact_at(file: &File, buffers: Buffers, offset: u64) -> io::Result<()> {
-    transfer(
-        buffers,
-        offset,
-        ErrorKind::UnexpectedEof,
-        |vector, offset| {
-            let count = libc::c_int::try_from(vector.len()).map_err(io::Error::other)?;
-            // SAFETY: `vector` has `count` elements, each of mapped guest memory or of a buffer that the
-            // caller lent. The kernel writes through the pointers only during the call; Rust has no
-            // references to guest memory, which the guest may change at any time anyway.
-            check(unsafe { libc::preadv64(file.as_raw_fd(), vector.as_ptr(), count, offset) })
-        },
-    )
+pub(super) fn read_exact_at(file: &File, buffers: Buffers<'_>, offset: u64) -> io::Result<()> {
+    let read = |vector: &[IoVec<'_>], offset| iovec::read_at(file.as_fd(), vector, offset);
+    transfer(buffers, offset, ErrorKind::UnexpectedEof, read)
 }
 
 /// Stores `buffers` at `offset` of `file`.
-pub(super) fn write_all_at(file: &File, buffers: Buffers, offset: u64) -> io::Result<()> {
-    transfer(buffers, offset, ErrorKind::WriteZero, |vector, offset| {
-        let count = libc::c_int::try_from(vector.len()).map_err(io::Error::other)?;
-        // SAFETY: as for reading; the kernel only reads through the pointers.
-        check(unsafe { libc::pwritev64(file.as_raw_fd(), vector.as_ptr(), count, offset) })
-    })
-}
-
-fn check(transferred: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(transferred).map_err(|_| io::Error::last_os_error())
+pub(super) fn write_all_at(file: &File, buffers: Buffers<'_>, offset: u64) -> io::Result<()> {
+    let write = |vector: &[IoVec<'_>], offset| iovec::write_at(file.as_fd(), vector, offset);
+    transfer(buffers, offset, ErrorKind::WriteZero, write)
 }
 
 /// Calls `call` until it has moved every byte of `buffers`; `stuck` is the error if it moves none.
 fn transfer(
-    mut buffers: Buffers,
-    offset: u64,
+    mut buffers: Buffers<'_>,
+    mut offset: u64,
     stuck: ErrorKind,
-    mut call: impl FnMut(&[libc::iovec], libc::off64_t) -> io::Result<usize>,
+    mut call: impl FnMut(&[IoVec<'_>], u64) -> io::Result<usize>,
 ) -> io::Result<()> {
-    let mut offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
     while !buffers.is_empty() {
         match call(buffers.vector(), offset) {
             Ok(0) => return Err(stuck.into()),
             Ok(moved) => {
                 buffers.advance(moved);
-                offset = libc::off64_t::try_from(moved)
-                    .ok()
-                    .and_then(|moved| offset.checked_add(moved))
+                offset = offset
+                    .checked_add(moved as u64)
                     .ok_or(ErrorKind::FileTooLarge)?;
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -234,11 +187,15 @@ mod tests {
 
     use super::*;
 
-    /// Every address of `buffers`, in order.
-    fn addresses(vector: &[libc::iovec]) -> Vec<usize> {
+    /// Every address of `vector`, in order.
+    fn addresses(vector: &[IoVec<'_>]) -> Vec<usize> {
         vector
             .iter()
-            .flat_map(|v| (0..v.iov_len).map(|at| v.iov_base as usize + at))
+            .map(IoVec::slice)
+            .flat_map(|slice| {
+                let start = slice.ptr_guard().as_ptr() as usize;
+                start..start + slice.len()
+            })
             .collect()
     }
 
@@ -264,7 +221,7 @@ mod tests {
         transfer(buffers, 7, ErrorKind::WriteZero, |vector, offset| {
             calls += 1;
             assert!(vector.len() <= MAX_BUFFERS, "{} buffers", vector.len());
-            assert_eq!(offset, i64::try_from(7 + moved.len()).unwrap());
+            assert_eq!(offset, 7 + moved.len() as u64);
             if calls % 3 == 0 {
                 return Err(ErrorKind::Interrupted.into());
             }
@@ -306,6 +263,8 @@ mod tests {
         assert_eq!(error.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
         let far = transfer(buffers(), u64::MAX, ErrorKind::WriteZero, |_, _| Ok(512));
         assert!(far.is_err(), "an offset no file has");
+        let file = tempfile::tempfile().unwrap();
+        assert!(write_all_at(&file, buffers(), 1 << 63).is_err());
     }
 
     #[test]
