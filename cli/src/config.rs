@@ -74,15 +74,16 @@ pub struct Settings {
     pub rootfs: Option<DiskConfig>,
     /// Further disk, an image file or a block device; repeatable
     ///
-    /// `ro` keeps the guest from writing it and lets several VMs share it; `serial=TEXT` is what the guest
-    /// reads as its id; `engine=auto|sync|io_uring` says how data is moved, `auto` being io_uring where the
-    /// host has it; `cache=none` bypasses the host's page cache (O_DIRECT), `cache=writeback` does not;
-    /// `overlay` keeps what the guest writes in memory and `overlay=FILE` in a file, so that the image stays
-    /// as it is and several VMs can share it; `bps=SIZE` and `iops=N` limit the bytes (`100M`; a bare number
-    /// is bytes) and the requests a second; `burst=SIZE` is what may pass at once after a pause, in bytes, or
-    /// in requests where only these are limited [default: a tenth of a second's worth]. Examples:
-    /// `--disk data.img,ro,serial=data`, `--disk data.img,bps=100M,iops=1000,burst=20M`. A comma in the path
-    /// is written twice.
+    /// `ro` keeps the guest from writing it and lets several VMs share it. `overlay` keeps what the guest
+    /// writes in memory, `overlay=FILE` in a file that is made if it is missing: the image stays as it is
+    /// and may be shared. `format=raw|qcow2` says what it is, by default qcow2 where its name ends so.
+    /// `A+B` is one disk of two files, one after the other or `layout=stripe:SIZE`. `cache=none` bypasses
+    /// the host's page cache; `engine=sync` or `io_uring` says how data is moved, by default io_uring
+    /// where the host has it; `serial=TEXT` is what the guest reads as its id. `bps=SIZE` and `iops=N` limit
+    /// the bytes (`100M`; a bare number is bytes) and the requests a second; `burst=SIZE` is what may pass at
+    /// once after a pause, in bytes, or in requests where only these are limited [default: a tenth of a
+    /// second's worth]. Examples: `--disk data.img,ro,serial=data`, `--disk data.img,bps=100M,burst=20M`. A
+    /// comma or a plus sign in a path is written twice.
     #[arg(
         long = "disk",
         value_name = "PATH[,ro][,KEY=VALUE]…",

@@ -24,7 +24,9 @@ use thiserror::Error;
 
 pub use balloon::{BalloonConfig, BalloonError};
 pub use command::{CommandConfig, CommandError, TerminalSize};
-pub use disk::{Cache, DiskConfig, DiskError, Engine, Overlay, SERIAL_MAX};
+pub use disk::{
+    Cache, DiskConfig, DiskError, Engine, Format, Layout, LayoutError, Overlay, SERIAL_MAX,
+};
 pub use mac::{MacAddress, MacError};
 pub use net::{
     MAX_QUEUES, NetConfig, NetConfigError, NetKind, Protocol, Publish, PublishError, UserConfig,

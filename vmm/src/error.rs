@@ -50,6 +50,9 @@ pub enum BuildError {
     /// A disk image cannot be used.
     #[error("disk image {0}")]
     Image(#[from] ImageError),
+    /// A path that was read as the paths of two files.
+    #[error("disk image {}: a plus sign stands between the files of one disk; write one that belongs to a name twice, as in a++b.img", .0.display())]
+    PlusSign(PathBuf),
     /// One image is used for two disks.
     #[error("disk image {} is given twice; each disk needs an image of its own", .0.display())]
     ImageTwice(PathBuf),

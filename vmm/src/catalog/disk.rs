@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use devices::virtio::block::{self, Block, Keep, Options};
+use devices::virtio::block::{self, Block, ImageError, Keep, Options};
 
-use crate::config::{Cache, ConfigError, DiskConfig, Engine, Overlay, VmConfig};
+use crate::config::{Cache, ConfigError, DiskConfig, Engine, Format, Layout, Overlay, VmConfig};
 use crate::error::BuildError;
 
 /// All disks, the root file system first: opened, checked and locked. Nothing is changed yet.
@@ -36,8 +36,17 @@ fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
             Overlay::Memory => Keep::Memory,
             Overlay::File(file) => Keep::File(file.clone()),
         }),
+        format: disk.format.map(|format| match format {
+            Format::Raw => block::Format::Raw,
+            Format::Qcow2 => block::Format::Qcow2,
+        }),
+        layout: match disk.layout {
+            Layout::Linear => block::Layout::Linear,
+            Layout::Stripe(size) => block::Layout::Stripe(size.as_bytes()),
+        },
     };
-    let image = block::open(&disk.path, &options)?;
+    let images: Vec<&Path> = disk.images().collect();
+    let image = block::open(&images, &options).map_err(|error| plus_sign(disk, error))?;
     let id = match &disk.serial {
         Some(serial) => serial.clone(),
         None => block::id_of(&disk.path),
@@ -45,6 +54,16 @@ fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
     let block = Block::new(image, &id);
     block.rate_control().set(limits);
     Ok(block)
+}
+
+/// A file whose name has a plus sign was taken for two.
+fn plus_sign(disk: &DiskConfig, error: ImageError) -> BuildError {
+    let names: Vec<_> = disk.images().map(|path| path.to_string_lossy()).collect();
+    let name = names.join("+");
+    if matches!(error, ImageError::Missing { .. }) && names.len() > 1 && Path::new(&name).exists() {
+        return BuildError::PlusSign(name.into());
+    }
+    BuildError::Image(error)
 }
 
 fn engine(engine: Engine) -> block::Engine {

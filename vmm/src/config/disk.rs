@@ -8,8 +8,11 @@ use devices::rate::Limits;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::list::{Choice, ListError, OptionList, escape};
+use super::list::{Choice, ListError, OptionList, escape, split_at};
 use super::rate::{RateError, RateLimit};
+pub use layout::{Layout, LayoutError};
+
+mod layout;
 
 /// Virtio 1.2 §5.2.6, VIRTIO_BLK_T_GET_ID: the id string is at most 20 bytes.
 pub const SERIAL_MAX: usize = 20;
@@ -20,6 +23,12 @@ pub const SERIAL_MAX: usize = 20;
 pub struct DiskConfig {
     /// The image file or block device.
     pub path: PathBuf,
+    /// Further ones that make one disk with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<PathBuf>,
+    /// How they do.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub layout: Layout,
     /// The guest may not write it; other VMs may read it at the same time.
     #[serde(default, rename = "ro", skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
@@ -36,9 +45,26 @@ pub struct DiskConfig {
     /// What the guest writes goes there, and the image stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<Overlay>,
+    /// What the image is; by default qcow2 where its name ends so, and raw otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
     /// How much it reads and writes at most.
     #[serde(flatten)]
     pub rate: RateLimit,
+}
+
+/// What an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// The disk itself, byte for byte.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+impl Choice for Format {
+    const NAMES: &'static [(&'static str, Self)] = &[("raw", Self::Raw), ("qcow2", Self::Qcow2)];
 }
 
 /// Where what the guest writes is kept, apart from the image. In a table it is `overlay = true` or
@@ -133,6 +159,15 @@ pub enum DiskError {
     /// The path is an empty string.
     #[error("the disk's path is empty; name an image file or a block device")]
     EmptyPath,
+    /// No path on one side of a plus sign.
+    #[error("a part of '{0}' is empty; write a plus sign that belongs to a path twice")]
+    EmptyPart(String),
+    /// A layout of one file.
+    #[error("disk {0} is of one file, and a layout is for several; write them as a.img+b.img")]
+    LayoutOfOne(String),
+    /// A layout that is none.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// The overlay's path is an empty string.
     #[error(
         "the overlay of disk {0} has no name; write overlay=FILE, or overlay to keep it in memory"
@@ -176,11 +211,14 @@ impl DiskConfig {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
+            more: Vec::new(),
+            layout: Layout::default(),
             read_only: false,
             serial: None,
             engine: Engine::default(),
             cache: Cache::default(),
             overlay: None,
+            format: None,
             rate: RateLimit::default(),
         }
     }
@@ -196,6 +234,13 @@ impl DiskConfig {
         })
     }
 
+    /// The images that it is made of.
+    pub fn images(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.path)
+            .chain(&self.more)
+            .map(PathBuf::as_path)
+    }
+
     /// The files it needs, and whether it writes to each.
     pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
         let writes = !self.read_only && self.overlay.is_none();
@@ -203,7 +248,7 @@ impl DiskConfig {
             Overlay::Memory => None,
             Overlay::File(file) => Some((file.as_path(), true)),
         });
-        std::iter::once((self.path.as_path(), writes)).chain(overlay)
+        self.images().map(move |path| (path, writes)).chain(overlay)
     }
 
     /// The same, to be changed.
@@ -212,7 +257,9 @@ impl DiskConfig {
             Overlay::Memory => None,
             Overlay::File(file) => Some(file),
         });
-        std::iter::once(&mut self.path).chain(overlay)
+        std::iter::once(&mut self.path)
+            .chain(&mut self.more)
+            .chain(overlay)
     }
 
     /// Checks what can be known without opening the image.
@@ -220,13 +267,16 @@ impl DiskConfig {
     /// # Errors
     /// An empty path, a limit that is none, or a serial number the guest could not be given.
     pub fn validate(&self) -> Result<(), DiskError> {
-        if self.path.as_os_str().is_empty() {
+        if self.images().any(|path| path.as_os_str().is_empty()) {
             return Err(DiskError::EmptyPath);
         }
         self.limits()?;
         let path = self.path.display().to_string();
         if matches!(&self.overlay, Some(Overlay::File(file)) if file.as_os_str().is_empty()) {
             return Err(DiskError::EmptyOverlay(path));
+        }
+        if self.more.is_empty() && self.layout != Layout::Linear {
+            return Err(DiskError::LayoutOfOne(path));
         }
         if self.read_only && self.overlay.is_some() {
             return Err(DiskError::ReadOnlyOverlay(path));
@@ -258,20 +308,34 @@ impl FromStr for DiskConfig {
         if text.is_empty() {
             return Err(DiskError::EmptyPath);
         }
-        let (path, mut list) = OptionList::with_head(text)?;
+        let (paths, mut list) = OptionList::with_head(text)?;
+        let parts = split_at(&paths, '+');
+        if parts.iter().any(String::is_empty) {
+            return Err(DiskError::EmptyPart(paths));
+        }
+        let mut parts = parts.into_iter().map(PathBuf::from);
         let disk = Self {
-            path: path.clone().into(),
+            path: parts.next().unwrap_or_default(),
+            more: parts.collect(),
             read_only: list.switch("ro")?,
             serial: list.value("serial")?,
-            engine: list.choice("engine")?,
-            cache: list.choice("cache")?,
+            layout: match list.value("layout")? {
+                Some(layout) => layout.parse()?,
+                None => Layout::default(),
+            },
+            engine: list.choice("engine")?.unwrap_or_default(),
+            cache: list.choice("cache")?.unwrap_or_default(),
             overlay: list.optional_value("overlay")?.map(|file| match file {
                 None => Overlay::Memory,
                 Some(file) => Overlay::File(file.into()),
             }),
+            format: list.choice("format")?,
             rate: RateLimit::take(&mut list).map_err(|source| match source {
                 RateError::List(error) => DiskError::List(error),
-                source => DiskError::Rate { path, source },
+                source => DiskError::Rate {
+                    path: paths.clone(),
+                    source,
+                },
             })?,
         };
         list.finish()?;
@@ -283,7 +347,15 @@ impl FromStr for DiskConfig {
 impl fmt::Display for DiskConfig {
     /// The command-line form; it reads back as the same disk where the path is UTF-8.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&escape(&self.path.to_string_lossy()))?;
+        for (index, path) in self.images().enumerate() {
+            if index > 0 {
+                f.write_str("+")?;
+            }
+            f.write_str(&escape(&path.to_string_lossy()).replace('+', "++"))?;
+        }
+        if self.layout != Layout::default() {
+            write!(f, ",layout={}", self.layout)?;
+        }
         if self.read_only {
             f.write_str(",ro")?;
         }
@@ -303,6 +375,9 @@ impl fmt::Display for DiskConfig {
                 write!(f, ",overlay={}", escape(&file.to_string_lossy()))?;
             }
         }
+        if let Some(format) = self.format {
+            write!(f, ",format={}", format.name())?;
+        }
         if !self.rate.is_none() {
             write!(f, ",{}", self.rate)?;
         }
@@ -312,6 +387,7 @@ impl fmt::Display for DiskConfig {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MemorySize;
     use super::*;
 
     #[test]
@@ -340,10 +416,19 @@ mod tests {
                 },
             ),
             (
-                "a.img,overlay=b,,c",
+                "a.img,overlay=b,,c,format=qcow2",
                 DiskConfig {
                     overlay: Some(Overlay::File("b,c".into())),
+                    format: Some(Format::Qcow2),
                     ..DiskConfig::new("a.img")
+                },
+            ),
+            (
+                "a++b.img+c.img+/dev/sdb,layout=stripe:64K",
+                DiskConfig {
+                    more: vec!["c.img".into(), "/dev/sdb".into()],
+                    layout: Layout::Stripe(MemorySize::bytes(64 << 10)),
+                    ..DiskConfig::new("a+b.img")
                 },
             ),
             (
@@ -377,7 +462,23 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, engine, cache, overlay, bps, iops, burst",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, layout, engine, cache, overlay, format, bps, iops, burst",
+            ),
+            (
+                "a.img+",
+                "a part of 'a.img+' is empty; write a plus sign that belongs to a path twice",
+            ),
+            (
+                "a.img,layout=stripe:64K",
+                "disk a.img is of one file, and a layout is for several; write them as a.img+b.img",
+            ),
+            (
+                "a+b,layout=raid5",
+                "layout 'raid5' is neither linear nor stripe:SIZE; write it as stripe:64K",
+            ),
+            (
+                "a+b,layout=stripe:1000K",
+                "stripes of 1000K cannot be; their size is a power of two from 4K to 1G",
             ),
             (
                 "a.img,overlay=",

@@ -174,22 +174,22 @@ impl OptionList {
         Ok(self.take(key)?.map(|item| item.value))
     }
 
-    /// Takes `key=word`; absent is the default.
+    /// Takes `key=word`.
     ///
     /// # Errors
     /// As for [`value`](Self::value), and [`ListError::NotAChoice`].
-    pub fn choice<T: Choice + Default>(&mut self, key: &'static str) -> Result<T, ListError> {
+    pub fn choice<T: Choice>(&mut self, key: &'static str) -> Result<Option<T>, ListError> {
         let Some(word) = self.value(key)? else {
-            return Ok(T::default());
+            return Ok(None);
         };
-        let named = T::NAMES.iter().find(|(name, _)| *name == word);
-        named
-            .map(|(_, value)| *value)
-            .ok_or_else(|| ListError::NotAChoice {
+        match T::NAMES.iter().find(|(name, _)| *name == word) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => Err(ListError::NotAChoice {
                 key,
                 value: word,
                 known: T::NAMES.iter().map(|(name, _)| *name).collect(),
-            })
+            }),
+        }
     }
 
     /// Takes every `key=value`, in order: for a key that may be repeated.
@@ -244,21 +244,28 @@ pub fn escape(value: &str) -> String {
 
 /// The parts between single commas, with `,,` read as one comma of the value.
 fn split(text: &str) -> Result<Vec<String>, ListError> {
+    let parts = split_at(text, ',');
+    if parts.iter().any(String::is_empty) {
+        return Err(ListError::EmptyPart(text.to_owned()));
+    }
+    Ok(parts)
+}
+
+/// The parts between single `separator`s, of which two are one that belongs to a part.
+#[must_use]
+pub fn split_at(text: &str, separator: char) -> Vec<String> {
     let mut parts = Vec::new();
     let mut part = String::new();
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        if c != ',' || chars.next_if_eq(&',').is_some() {
+        if c != separator || chars.next_if_eq(&separator).is_some() {
             part.push(c);
         } else {
             parts.push(std::mem::take(&mut part));
         }
     }
     parts.push(part);
-    if parts.iter().any(String::is_empty) {
-        return Err(ListError::EmptyPart(text.to_owned()));
-    }
-    Ok(parts)
+    parts
 }
 
 /// The candidate that `word` is most likely a slip of: at most a third of its letters differ.

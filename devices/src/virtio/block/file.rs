@@ -30,7 +30,7 @@ const ZEROES: u64 = 16 << 20;
 pub(super) struct DiskFile {
     file: File,
     /// Bytes.
-    pub(super) len: u64,
+    len: u64,
     /// The size the host handles it in, in bytes.
     pub(super) block_size: u32,
     /// What transfers must be like that go around the page cache, if they do.
@@ -83,6 +83,16 @@ impl DiskFile {
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(false),
         })
+    }
+
+    /// Its size in bytes when it was opened.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Another descriptor of the same open file, under the same lock.
+    pub(super) fn duplicate(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Changes the size.

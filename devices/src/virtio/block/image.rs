@@ -17,6 +17,7 @@ use thiserror::Error;
 use super::direct::Alignment;
 use super::disk::SECTOR;
 use super::overlay::format::FormatError;
+use super::qcow2::header::Qcow2Error;
 
 /// Why an image cannot be a disk. Each is one line with the remedy, if there is one.
 #[derive(Debug, Error)]
@@ -124,6 +125,51 @@ pub enum ImageError {
         /// The size of a block.
         block: u64,
     },
+    /// A qcow2 image that cannot be used.
+    #[error("{path} {source}")]
+    Qcow2 {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Qcow2Error,
+    },
+    /// It may be qcow2 or a raw image whose guest wrote that into it.
+    #[error(
+        "{path} begins like a qcow2 image; say what it is: format=qcow2, or format=raw if a guest wrote that"
+    )]
+    Ambiguous {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Files that cannot be striped.
+    #[error(
+        "{path}: files are striped only if all are of one size and that is a multiple of the stripe, {stripe} bytes; this one is {len} bytes and the first {first}"
+    )]
+    Stripe {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        len: u64,
+        /// The size of the first.
+        first: u64,
+        /// Bytes in a stripe.
+        stripe: u64,
+    },
+    /// A disk of several files that is not raw.
+    #[error("{path}: only raw images can be one of several that make a disk; leave out the others")]
+    SeveralOfFormat {
+        /// The image.
+        path: PathBuf,
+    },
+    /// No image at all.
+    #[error("no image is named; name one")]
+    NoPath,
+    /// An engine that does not go with a format.
+    #[error("{path}: a qcow2 image is not served by io_uring; leave out engine=io_uring")]
+    EngineOfFormat {
+        /// The image.
+        path: PathBuf,
+    },
     /// A file that should be an overlay and is not, or not a whole one.
     #[error("{path} {source}")]
     Overlay {
@@ -167,6 +213,8 @@ pub(super) struct Access {
     pub(super) read_only: bool,
     /// Around the page cache.
     pub(super) direct: bool,
+    /// It is not the disk itself, so its size need not be one of a disk.
+    pub(super) any_size: bool,
 }
 
 /// An image, open, locked, and of a size that a disk can have.
@@ -184,7 +232,11 @@ pub(super) struct Image {
 
 /// Opens and locks the image at `path`.
 pub(super) fn open(path: &Path, access: Access) -> Result<Image, ImageError> {
-    let Access { read_only, direct } = access;
+    let Access {
+        read_only,
+        direct,
+        any_size,
+    } = access;
     let failed = |source: io::Error| refusal(path, read_only, source);
     let owned = || path.to_owned();
 
@@ -223,11 +275,11 @@ pub(super) fn open(path: &Path, access: Access) -> Result<Image, ImageError> {
     if len == 0 {
         return Err(ImageError::Empty { path: owned() });
     }
-    if !len.is_multiple_of(SECTOR) {
+    if !len.is_multiple_of(SECTOR) && !any_size {
         return Err(ImageError::PartialSector { path: owned(), len });
     }
     let direct = match direct {
-        true => Some(alignment(path, &file, len)?),
+        true => Some(alignment(path, &file, if any_size { 0 } else { len })?),
         false => None,
     };
     Ok(Image {

@@ -7,7 +7,7 @@
 //! ```text
 //! queue ─► worker ─► disk::DiskLane ─► engine: sync, uring ─► file
 //!            │                            └─ asks the store where the bytes are
-//!          Block ──► disk::Disk ─────────► store: raw, overlay over another
+//!          Block ──► disk::Disk ─────────► store: raw, qcow2, overlay over another
 //! ```
 //!
 //! The sector size told to the driver is always 512, as images are made for that; what suits the host
@@ -20,7 +20,7 @@
 //!
 //! # let image = tempfile::NamedTempFile::new()?;
 //! # image.as_file().set_len(1 << 20)?;
-//! let disk = open(image.path(), &Options::default())?;
+//! let disk = open(&[image.path()], &Options::default())?;
 //! let device = Block::new(disk, "root");
 //! let mut capacity = [0; 8];
 //! device.read_config(0, &mut capacity);
@@ -50,8 +50,10 @@ mod engine;
 mod file;
 mod id;
 pub mod image;
+mod layout;
 mod open;
 mod overlay;
+mod qcow2;
 mod raw;
 mod request;
 mod store;
@@ -63,8 +65,10 @@ pub use self::control::DiskControl;
 pub use self::engine::Engine;
 pub use self::id::id_of;
 pub use self::image::ImageError;
-pub use self::open::{Cache, Keep, Options, open};
+pub use self::layout::Layout;
+pub use self::open::{Cache, Format, Keep, Options, open};
 pub use self::overlay::format::FormatError;
+pub use self::qcow2::header::Qcow2Error;
 
 /// [`SECTOR`] as configuration space has it.
 const BLK_SIZE: u32 = 512;

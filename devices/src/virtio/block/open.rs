@@ -6,7 +6,10 @@ use std::sync::Arc;
 use super::disk::Disk;
 use super::engine::Engine;
 use super::image::{Access, ImageError};
+use super::layout::Layout;
 use super::overlay::Overlay;
+use super::qcow2::Qcow2;
+use super::qcow2::header::MAGIC;
 use super::raw::Raw;
 use super::store::{Store, StoredDisk};
 
@@ -21,6 +24,19 @@ pub struct Options {
     pub cache: Cache,
     /// What the guest writes goes there, and the image stays as it is.
     pub overlay: Option<Keep>,
+    /// What the image is; told by its name where nothing is said.
+    pub format: Option<Format>,
+    /// How several files make one disk.
+    pub layout: Layout,
+}
+
+/// What an image is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The disk itself, byte for byte.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
 }
 
 /// Whether the host's page cache stands between the guest and the disk. Either way a guest that flushes
@@ -43,12 +59,16 @@ pub enum Keep {
     File(PathBuf),
 }
 
-/// Opens, checks and locks the image at `path`: exclusively if it is written to, otherwise shared with
-/// other readers.
+/// Opens, checks and locks the image at `path`, or at several paths those that make one disk: exclusively if
+/// it is written to, otherwise shared with other readers.
 ///
 /// # Errors
 /// See [`ImageError`]; nothing was changed.
-pub fn open(path: &Path, options: &Options) -> Result<Arc<dyn Disk>, ImageError> {
+pub fn open<P: AsRef<Path>>(paths: &[P], options: &Options) -> Result<Arc<dyn Disk>, ImageError> {
+    let paths: Vec<PathBuf> = paths.iter().map(|path| path.as_ref().to_owned()).collect();
+    let [path, ..] = paths.as_slice() else {
+        return Err(ImageError::NoPath);
+    };
     let engine = options.engine;
     engine.check().map_err(|source| ImageError::NoIoUring {
         path: path.to_owned(),
@@ -58,8 +78,9 @@ pub fn open(path: &Path, options: &Options) -> Result<Arc<dyn Disk>, ImageError>
     let access = Access {
         read_only: options.read_only || options.overlay.is_some(),
         direct,
+        any_size: false,
     };
-    let store: Box<dyn Store> = Box::new(Raw::open(path, access)?);
+    let store = open_image(&paths, options, access)?;
     let store = match &options.overlay {
         None => store,
         Some(Keep::Memory) => {
@@ -69,7 +90,46 @@ pub fn open(path: &Path, options: &Options) -> Result<Arc<dyn Disk>, ImageError>
             })?;
             Box::new(overlay)
         }
-        Some(Keep::File(file)) => Box::new(Overlay::in_file(store, path, file, direct)?),
+        Some(Keep::File(file)) => Box::new(Overlay::in_file(store, &paths, file, direct)?),
     };
     Ok(Arc::new(StoredDisk::new(store.into(), engine)))
+}
+
+/// The image itself. Its contents tell its format only where a guest cannot have written them: a raw image
+/// that became a qcow2 by what is in it could name any file of the host's as its backing file.
+fn open_image(
+    paths: &[PathBuf],
+    options: &Options,
+    access: Access,
+) -> Result<Box<dyn Store>, ImageError> {
+    let (path, several) = match paths {
+        [path] => (path, false),
+        [path, ..] => (path, true),
+        [] => return Err(ImageError::NoPath),
+    };
+    let by_name = || match path.extension() {
+        Some(extension) if extension == "qcow2" => Format::Qcow2,
+        _ => Format::Raw,
+    };
+    let owned = || path.to_owned();
+    match options.format.unwrap_or_else(by_name) {
+        Format::Qcow2 if several => Err(ImageError::SeveralOfFormat { path: owned() }),
+        Format::Qcow2 if options.engine == Engine::IoUring && options.overlay.is_none() => {
+            Err(ImageError::EngineOfFormat { path: owned() })
+        }
+        Format::Qcow2 => {
+            let access = Access {
+                any_size: true,
+                ..access
+            };
+            Ok(Box::new(Qcow2::open(path, access)?))
+        }
+        Format::Raw => {
+            let raw = Raw::open(paths, options.layout, access)?;
+            if options.format.is_none() && raw.begins_with(&MAGIC) {
+                return Err(ImageError::Ambiguous { path: owned() });
+            }
+            Ok(Box::new(raw))
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use super::buffers::Buffers;
 use super::disk::{Disk, DiskInfo, DiskLane};
 use super::engine::{self, Engine};
 use super::file::DiskFile;
@@ -28,6 +29,8 @@ pub(super) enum Place {
     File(usize),
     /// Nothing: zeroes.
     Zeroes,
+    /// Only the store can tell: see [`Store::read_inside`] and [`Store::write_inside`].
+    Inside,
 }
 
 /// A format, seen from an engine.
@@ -64,6 +67,20 @@ pub(super) trait Store: fmt::Debug + Send + Sync {
     /// Whether the range can be written only while nothing else is under way.
     fn is_exclusive(&self, _offset: u64, _len: u64) -> bool {
         false
+    }
+    /// Reads what is [`Place::Inside`].
+    ///
+    /// # Errors
+    /// The host's.
+    fn read_inside(&self, _offset: u64, _buffers: Buffers<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Writes what is [`Place::Inside`].
+    ///
+    /// # Errors
+    /// The host's.
+    fn write_inside(&self, _offset: u64, _buffers: Buffers<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     /// Forgets a range.
     ///

@@ -58,7 +58,7 @@ fn stage(engine: Engine) -> Stage {
         engine,
         ..Options::default()
     };
-    let disk = open(image.as_path(), &options).expect("cannot open an image");
+    let disk = open(&[image.as_path()], &options).expect("cannot open an image");
     Stage {
         device: Box::new(Block::new(disk, "disk")),
         queues: vec![QueuePlan {

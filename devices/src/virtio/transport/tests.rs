@@ -79,7 +79,7 @@ impl Machine {
             let byte = u8::try_from(sector).unwrap();
             image.write_all(&[byte; 512]).unwrap();
         }
-        let disk = open(image.path(), &Options::default()).unwrap();
+        let disk = open(&[image.path()], &Options::default()).unwrap();
         Self::new(
             &[io.handle()],
             memory(),

@@ -46,6 +46,8 @@ pub(super) fn lane(
         Ok(Box::new(uring::UringLane::new(store.clone(), depth)?))
     };
     match engine {
+        // A store that reads and writes by itself has no use for a ring.
+        _ if store.file_count() == 0 => Ok(sync()),
         Engine::Sync => Ok(sync()),
         Engine::IoUring => uring(),
         Engine::Auto => Ok(uring().unwrap_or_else(|error| {

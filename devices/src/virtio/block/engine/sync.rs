@@ -97,6 +97,8 @@ pub(super) fn transfer(
             Ok(())
         }
         (Place::Zeroes, true) => Err(ErrorKind::InvalidInput.into()),
+        (Place::Inside, false) => store.read_inside(offset, buffers),
+        (Place::Inside, true) => store.write_inside(offset, buffers),
         (Place::File(index), _) => {
             let file = store.file(index).ok_or(ErrorKind::NotFound)?;
             if write {

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::UNIX_EPOCH;
 
 use super::buffers::Buffers;
 use super::disk::DiskInfo;
@@ -68,18 +69,19 @@ impl Overlay {
     }
 
     /// The overlay in the file at `path`, which is made by [`begin`](Store::begin) if there is none.
-    /// `base_path` is where the base is, and `direct` goes around the page cache.
+    /// `base_paths` are where the base is, and `direct` goes around the page cache.
     pub(super) fn in_file(
         base: Box<dyn Store>,
-        base_path: &Path,
+        base_paths: &[PathBuf],
         path: &Path,
         direct: bool,
     ) -> Result<Self, ImageError> {
+        let base_path = base_paths.first().ok_or(ImageError::NoPath)?;
         let failed = |source| ImageError::Io {
             path: base_path.to_owned(),
             source,
         };
-        let modified = modified(base_path).map_err(failed)?;
+        let modified = modified(base_paths).map_err(failed)?;
         let ours = identity::of(base.as_ref(), modified).map_err(failed)?;
         let keep = |header| Keep::File {
             path: path.to_owned(),
@@ -99,8 +101,8 @@ impl Overlay {
             return Ok(Self::new(base, header.capacity, keep(header)));
         }
         let access = Access {
-            read_only: false,
             direct,
+            ..Access::default()
         };
         let top = DiskFile::open(path, access)?;
         let (header, map) = load(path, &top)?;
@@ -264,13 +266,13 @@ impl Store for Overlay {
         };
         match self.top.get() {
             // Its making was interrupted after the header.
-            Some(top) if top.len == BLOCK => top.set_len(file_len(self.capacity)).map_err(failed),
+            Some(top) if top.len() == BLOCK => top.set_len(file_len(self.capacity)).map_err(failed),
             Some(_) => Ok(()),
             None => {
                 create(path, header).map_err(failed)?;
                 let access = Access {
-                    read_only: false,
                     direct: *direct,
+                    ..Access::default()
                 };
                 let top = DiskFile::open(path, access)?;
                 let _ = self.top.set(top);
@@ -328,6 +330,10 @@ impl Store for Overlay {
             || self.edges(offset, len).any(|edge| !map.contains(edge))
     }
 
+    fn read_inside(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
+        self.base.read_inside(offset, buffers)
+    }
+
     /// What the base has may as well stay.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         let top = self.top()?;
@@ -376,17 +382,18 @@ impl Drop for Overlay {
     }
 }
 
-/// When a file was last modified, in nanoseconds; zero for a device.
-fn modified(path: &Path) -> io::Result<u64> {
-    let metadata = path.metadata()?;
-    if !metadata.is_file() {
-        return Ok(0);
+/// When the last of some files was modified, in nanoseconds; zero for devices.
+fn modified(paths: &[PathBuf]) -> io::Result<u64> {
+    let mut last = 0;
+    for path in paths {
+        let metadata = path.metadata()?;
+        if metadata.is_file() {
+            let since = metadata.modified()?.duration_since(UNIX_EPOCH);
+            let nanos = since.unwrap_or_default().as_nanos();
+            last = last.max(u64::try_from(nanos).unwrap_or(u64::MAX));
+        }
     }
-    let time = metadata.modified()?;
-    let since = time
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    Ok(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    Ok(last)
 }
 
 /// Whether a file can be made at `path` later on.
@@ -440,14 +447,14 @@ fn load(path: &Path, top: &DiskFile) -> Result<(Header, Map), ImageError> {
         source,
     };
     let mut page = [0; PAGE];
-    if top.len < BLOCK {
+    if top.len() < BLOCK {
         return Err(refused(format::FormatError::Magic));
     }
     top.read(0, Buffers::of_bytes(&mut page)).map_err(failed)?;
     let header = Header::decode(&page).map_err(refused)?;
     let wanted = file_len(header.capacity);
-    if top.len < wanted && top.len != BLOCK {
-        let len = top.len;
+    if top.len() < wanted && top.len() != BLOCK {
+        let len = top.len();
         return Err(refused(format::FormatError::CutOff { len, wanted }));
     }
     let mut map = Map::default();

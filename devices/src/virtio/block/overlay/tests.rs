@@ -52,7 +52,7 @@ impl Stage {
             overlay: Some(Keep::File(self.top.clone())),
             ..Options::default()
         };
-        open(&self.base, &options)
+        open(&[&self.base], &options)
     }
 
     fn bench(&self, engine: Engine) -> Bench {
@@ -118,7 +118,7 @@ fn memory_forgets() {
             overlay: Some(Keep::Memory),
             ..Options::default()
         };
-        let disk = || open(&stage.base, &options).unwrap();
+        let disk = || open(&[&stage.base], &options).unwrap();
         let mut first = Bench::new(&disk());
         // Two at once: the base is shared.
         let mut second = Bench::new(&disk());
@@ -409,10 +409,10 @@ fn a_vast_sparse_overlay_costs_what_is_in_it() {
         ..Options::default()
     };
     let at = len - BLOCK;
-    let mut bench = Bench::new(&open(&base, &options).unwrap());
+    let mut bench = Bench::new(&open(&[&base], &options).unwrap());
     bench.write(at, &[&[0xaa; 4096]]).unwrap();
     drop(bench);
-    let mut bench = Bench::new(&open(&base, &options).unwrap());
+    let mut bench = Bench::new(&open(&[&base], &options).unwrap());
     assert_eq!(
         bench.read(at - BLOCK, &[8192]).unwrap(),
         [[0; 4096], [0xaa; 4096]].concat()

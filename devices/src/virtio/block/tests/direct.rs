@@ -9,10 +9,12 @@ use tempfile::NamedTempFile;
 use vm_memory::VolatileSlice;
 
 use super::bench::{Bench, engines};
+use super::model::{SECTORS, check, step};
 use crate::virtio::block::direct::Alignment;
 use crate::virtio::block::disk::{Disk, DiskOp, Progress, SECTOR, Tag};
 use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::image::{Access, ImageError};
+use crate::virtio::block::layout::Layout;
 use crate::virtio::block::raw::Raw;
 use crate::virtio::block::store::StoredDisk;
 use crate::virtio::block::{Cache, Options, open};
@@ -20,6 +22,7 @@ use crate::virtio::block::{Cache, Options, open};
 const DIRECT: Access = Access {
     read_only: false,
     direct: true,
+    any_size: false,
 };
 
 /// A file around the page cache, unless the file system of the temporary directory knows no such thing.
@@ -66,7 +69,7 @@ fn a_size_that_whole_blocks_do_not_make_is_refused() {
         ..Options::default()
     };
     // Whether blocks are larger here is the host's affair; either way it is one line.
-    if let Err(error) = open(image.path(), &options) {
+    if let Err(error) = open(&[image.path()], &options) {
         let message = error.to_string();
         assert!(message.contains("cache=writeback"), "{message}");
         assert!(!message.contains('\n'), "{message}");
@@ -84,7 +87,10 @@ fn parts_of_one_block_written_at_once_all_arrive() {
             memory: 512,
             offset: 4096,
         });
-        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(Raw::of(file, false)), engine));
+        let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(
+            Arc::new(Raw::of(vec![file], Layout::Linear, false)),
+            engine,
+        ));
         assert!(
             !disk.is_parallel(),
             "lanes would not see each other's writes"
@@ -132,82 +138,6 @@ fn parts_of_one_block_written_at_once_all_arrive() {
 #[repr(align(512))]
 struct Sectors([[u8; 512]; 8]);
 
-/// One operation, its data at odd addresses and in odd pieces.
-#[derive(Debug, Clone)]
-struct Step {
-    kind: u8,
-    sector: u64,
-    sectors: u64,
-    byte: u8,
-    /// Where the buffers are cut.
-    cuts: Vec<usize>,
-}
-
-const SECTORS: u64 = 64;
-
-fn step() -> impl Strategy<Value = Step> {
-    let place = (0..SECTORS).prop_flat_map(|sector| (Just(sector), 1..=(SECTORS - sector).min(24)));
-    (place, 0..3u8, any::<u8>(), vec(any::<usize>(), 0..4)).prop_map(
-        |((sector, sectors), kind, byte, cuts)| Step {
-            kind,
-            sector,
-            sectors,
-            byte,
-            cuts,
-        },
-    )
-}
-
-fn pieces(len: usize, cuts: &[usize]) -> Vec<usize> {
-    let mut ends: Vec<usize> = cuts.iter().map(|at| 1 + at % len).collect();
-    ends.push(len);
-    ends.sort_unstable();
-    ends.dedup();
-    let mut from = 0;
-    ends.into_iter()
-        .map(|end| end - std::mem::replace(&mut from, end))
-        .collect()
-}
-
-fn check(disk: &Arc<dyn Disk>, steps: &[Step]) {
-    let mut bench = Bench::new(disk);
-    let mut model = vec![0u8; usize::try_from(SECTORS * SECTOR).unwrap()];
-    for Step {
-        kind,
-        sector,
-        sectors,
-        byte,
-        cuts,
-    } in steps
-    {
-        let offset = sector * SECTOR;
-        let from = usize::try_from(offset).unwrap();
-        let len = usize::try_from(sectors * SECTOR).unwrap();
-        let part = &mut model[from..from + len];
-        let pieces = pieces(len, cuts);
-        match kind {
-            0 => assert_eq!(bench.read(offset, &pieces).unwrap(), part),
-            1 => {
-                for (n, to) in part.iter_mut().enumerate() {
-                    *to = byte.wrapping_add(u8::try_from(n % 251).unwrap());
-                }
-                let mut rest = &*part;
-                let parts: Vec<&[u8]> = pieces
-                    .iter()
-                    .map(|len| rest.split_off(..*len).unwrap())
-                    .collect();
-                bench.write(offset, &parts).unwrap();
-            }
-            _ => {
-                part.fill(0);
-                bench.zero(offset, sectors * SECTOR, false).unwrap();
-            }
-        }
-    }
-    let whole = usize::try_from(SECTORS * SECTOR).unwrap();
-    assert!(bench.read(0, &[whole]).unwrap() == model);
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(30) })]
 
@@ -221,7 +151,7 @@ proptest! {
                 let Some(file) = file(&image) else { return Ok(()) };
                 let file = file.with_alignment(Alignment { memory, offset });
                 file.restrict(true, zero_range);
-                let store = Raw::of(file, false);
+                let store = Raw::of(vec![file], Layout::Linear, false);
                 let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
                 check(&disk, &steps);
             }

@@ -6,9 +6,11 @@ mod direct;
 mod face;
 mod flow;
 mod malformed;
+pub(super) mod model;
 mod odd;
 mod property;
 mod raw;
+mod several;
 mod throttled;
 
 use std::io;

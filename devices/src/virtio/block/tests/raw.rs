@@ -12,6 +12,7 @@ use super::bench::{Bench, DEPTH, engines};
 use crate::virtio::block::disk::{Disk, DiskInfo, DiskOp, Progress, SECTOR, Tag};
 use crate::virtio::block::file::DiskFile;
 use crate::virtio::block::image::{Access, ImageError};
+use crate::virtio::block::layout::Layout;
 use crate::virtio::block::raw::Raw;
 use crate::virtio::block::store::StoredDisk;
 use crate::virtio::block::{Engine, Options, open};
@@ -30,7 +31,7 @@ fn disk(path: &Path, engine: Engine, read_only: bool) -> Arc<dyn Disk> {
         read_only,
         ..Options::default()
     };
-    open(path, &options).unwrap()
+    open(&[path], &options).unwrap()
 }
 
 fn info(path: &Path, read_only: bool) -> DiskInfo {
@@ -193,7 +194,7 @@ fn through_and_flush_reach_fdatasync() {
             .write(true)
             .open("/dev/null")
             .unwrap();
-        let store = Raw::of(DiskFile::of(null, 1 << 20), false);
+        let store = Raw::of(vec![DiskFile::of(null, 1 << 20)], Layout::Linear, false);
         let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
         let mut bench = Bench::new(&disk);
         let refused = |result: io::Result<()>| {
@@ -224,7 +225,7 @@ fn no_space_is_an_error() {
             .write(true)
             .open("/dev/full")
             .unwrap();
-        let store = Raw::of(DiskFile::of(full, 1 << 20), false);
+        let store = Raw::of(vec![DiskFile::of(full, 1 << 20)], Layout::Linear, false);
         let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
         let mut bench = Bench::new(&disk);
         let error = bench.write(0, &[&[1; 512]]).unwrap_err();
@@ -311,7 +312,7 @@ fn a_writer_is_alone_and_readers_share() {
             read_only,
             ..Options::default()
         };
-        open(file.path(), &options)
+        open(&[file.path()], &options)
     };
     let locked = |result: Result<Arc<dyn Disk>, ImageError>| {
         assert!(
@@ -353,7 +354,7 @@ fn what_is_not_an_image_is_refused_untouched() {
                 read_only,
                 ..Options::default()
             };
-            let message = open(&path, &options).unwrap_err().to_string();
+            let message = open(&[&path], &options).unwrap_err().to_string();
             assert!(message.contains(words), "{message}");
             assert!(
                 message.starts_with(&path.display().to_string()),

@@ -146,7 +146,7 @@ impl UringLane {
             let part = buffers.split(span.len);
             let file = match span.place {
                 Place::File(index) => index,
-                Place::Zeroes => usize::MAX,
+                Place::Zeroes | Place::Inside => usize::MAX,
             };
             let takes = |file: &DiskFile| file.takes(span.offset, &part);
             let result = if self.store.file(file).is_some_and(takes) {

@@ -1,0 +1,311 @@
+//! QEMU's own format, through the crate imago, with its backing files.
+//!
+//! A qcow2 image names other files and has the host open them, so it is used only where the user says that
+//! it is one, or its name does; never because a guest wrote the right first bytes into a raw image. What
+//! it names is opened here, not by imago: locked like every image, in a chain that ends, and of a format
+//! that the image tells.
+//!
+//! imago's calls are done when they return, whatever the engine. Clusters are allocated and freed in
+//! memory and written out at a flush, the counts before the references to them; what a killed mvm had not
+//! flushed is at worst lost space.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use imago::file::File;
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+
+use super::buffers::Buffers;
+use super::disk::DiskInfo;
+use super::file::DiskFile;
+use super::image::{Access, ImageError};
+use super::store::{Place, Span, Store};
+use header::{Header, Qcow2Error};
+
+pub(super) mod header;
+#[cfg(test)]
+mod tests;
+
+/// The longest chain of backing files.
+const MAX_LAYERS: usize = 32;
+
+/// A qcow2 image.
+#[derive(Debug)]
+pub(super) struct Qcow2 {
+    /// The image, and behind it its backing files, all open and locked.
+    layers: Vec<Layer>,
+    info: DiskInfo,
+    /// Opened for writing by `begin`.
+    image: OnceLock<Image>,
+}
+
+// A discard must be alone, everything else is not: imago keeps its own state in order.
+type Image = RwLock<FormatAccess<File>>;
+
+/// One file of a chain.
+#[derive(Debug)]
+struct Layer {
+    path: PathBuf,
+    file: DiskFile,
+    /// None for a raw image.
+    header: Option<Header>,
+}
+
+impl Qcow2 {
+    /// Opens, locks and checks the image at `path` and its backing files.
+    pub(super) fn open(path: &Path, access: Access) -> Result<Self, ImageError> {
+        let layers = chain(path, access)?;
+        let [
+            Layer {
+                header: Some(header),
+                ..
+            },
+            ..,
+        ] = layers.as_slice()
+        else {
+            return Err(refused(path, Qcow2Error::Magic));
+        };
+        let info = DiskInfo {
+            capacity: header.size,
+            read_only: access.read_only,
+            block_size: 4096,
+            // Version 2 cannot say that a cluster is zero.
+            discard: !access.read_only && header.version > 2,
+        };
+        let disk = Self {
+            layers,
+            info,
+            image: OnceLock::new(),
+        };
+        // Whoever only reads may have it at once. A writer has its tables read for now, since to open it
+        // for writing may change its header.
+        let image = disk.build(false)?;
+        if access.read_only {
+            let _ = disk.image.set(RwLock::new(image));
+        }
+        Ok(disk)
+    }
+
+    /// imago's view of the chain, from its end.
+    fn build(&self, writable: bool) -> Result<FormatAccess<File>, ImageError> {
+        let mut below = None;
+        for (depth, layer) in self.layers.iter().enumerate().rev() {
+            let built = layer.build(below.take(), writable && depth == 0);
+            below = Some(built.map_err(|source| ImageError::Io {
+                path: layer.path.clone(),
+                source,
+            })?);
+        }
+        below.ok_or_else(|| refused(Path::new(""), Qcow2Error::Magic))
+    }
+
+    fn image(&self) -> io::Result<RwLockReadGuard<'_, FormatAccess<File>>> {
+        let image = self.image.get().ok_or(ErrorKind::NotFound)?;
+        Ok(image.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn image_alone(&self) -> io::Result<RwLockWriteGuard<'_, FormatAccess<File>>> {
+        let image = self.image.get().ok_or(ErrorKind::NotFound)?;
+        Ok(image.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Layer {
+    fn open(path: &Path, is_qcow2: bool, access: Access) -> Result<Self, ImageError> {
+        let file = DiskFile::open(path, access)?;
+        let header = match is_qcow2 {
+            true => Some(read_header(path, &file)?),
+            false => None,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            header,
+        })
+    }
+
+    fn build(
+        &self,
+        below: Option<FormatAccess<File>>,
+        writable: bool,
+    ) -> io::Result<FormatAccess<File>> {
+        let file = File::try_from(self.file.duplicate()?)?;
+        let deny = DenyImplicitOpenGate::default();
+        match self.header {
+            None => Ok(FormatAccess::new(
+                Raw::builder(file).write(false).open(deny)?,
+            )),
+            Some(_) => Ok(FormatAccess::new(
+                imago::qcow2::Qcow2::<File>::builder(file)
+                    .write(writable)
+                    .backing(below)
+                    .data_file(None)
+                    .open(deny)?,
+            )),
+        }
+    }
+}
+
+/// The image at `path` and what it is made of, nearest first.
+fn chain(path: &Path, access: Access) -> Result<Vec<Layer>, ImageError> {
+    let mut layers = vec![Layer::open(path, true, access)?];
+    let mut seen = vec![identity(path)?];
+    while let Some(Layer {
+        path,
+        header: Some(Header {
+            backing: Some(backing),
+            ..
+        }),
+        ..
+    }) = layers.last()
+    {
+        // A name that is not absolute begins where its image is.
+        let below = path.parent().unwrap_or(Path::new("")).join(&backing.name);
+        if seen.contains(&identity(&below)?) {
+            return Err(refused(path, Qcow2Error::Chain("comes back to itself")));
+        }
+        if layers.len() == MAX_LAYERS {
+            return Err(refused(path, Qcow2Error::Chain("is too long")));
+        }
+        seen.push(identity(&below)?);
+        let access = Access {
+            read_only: true,
+            any_size: true,
+            ..access
+        };
+        let layer = Layer::open(&below, backing.is_qcow2, access)?;
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// What makes two paths one file.
+fn identity(path: &Path) -> Result<(u64, u64), ImageError> {
+    let metadata = path.metadata().map_err(|source| ImageError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn read_header(path: &Path, file: &DiskFile) -> Result<Header, ImageError> {
+    let read = |len: usize| {
+        let len = usize::try_from(file.len()).map_or(len, |all| len.min(all));
+        let mut bytes = vec![0; len];
+        file.read(0, Buffers::of_bytes(&mut bytes))
+            .map_err(|source| ImageError::Io {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(bytes)
+    };
+    let check = |error| refused(path, error);
+    let start = read(512)?;
+    let head = read(header::head_len(&start).map_err(check)?)?;
+    Header::parse(&head, file.len()).map_err(check)
+}
+
+fn refused(path: &Path, source: Qcow2Error) -> ImageError {
+    ImageError::Qcow2 {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl Store for Qcow2 {
+    fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    fn begin(&self) -> Result<(), ImageError> {
+        if self.image.get().is_none() {
+            let _ = self.image.set(RwLock::new(self.build(true)?));
+        }
+        Ok(())
+    }
+
+    fn file_count(&self) -> usize {
+        0
+    }
+
+    fn file(&self, _index: usize) -> Option<&DiskFile> {
+        None
+    }
+
+    fn read(&self, offset: u64, len: u64, spans: &mut Vec<Span>) {
+        spans.push(Span {
+            place: Place::Inside,
+            offset,
+            len,
+        });
+    }
+
+    fn write(&self, offset: u64, len: u64, spans: &mut Vec<Span>) -> io::Result<()> {
+        self.read(offset, len, spans);
+        Ok(())
+    }
+
+    fn read_inside(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
+        let slices: Vec<_> = buffers.slices().collect();
+        let (vector, _guard) = IoVectorMut::from_volatile_slice(&slices);
+        self.image()?.readv(vector, offset)
+    }
+
+    fn write_inside(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
+        let slices: Vec<_> = buffers.slices().collect();
+        let (vector, _guard) = IoVector::from_volatile_slice(&slices);
+        self.image()?.writev(vector, offset)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.image_alone()?.discard_to_any(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let cleared = if unmap && self.info.discard {
+            self.image_alone()?.discard_to_zero(offset, len)
+        } else {
+            self.image()?.write_zeroes(offset, len)
+        };
+        match cleared {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            result => return result,
+        }
+        // Version 2, where zeroes are data like any other.
+        const PIECE: u64 = 1 << 20;
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let now = PIECE.min(end - at);
+            self.write_inside(at, Buffers::of_zeroes(now))?;
+            at += now;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let image = self.image()?;
+        image.flush()?;
+        image.sync()
+    }
+
+    fn flushed_by_sync(&self) -> Option<usize> {
+        None
+    }
+}
+
+/// A guest that ends without a flush has its last writes all the same.
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        if !self.info.read_only
+            && self.image.get().is_some()
+            && let Err(error) = self.flush()
+        {
+            log::warn!("qcow2 image: what was written last is lost: {error}");
+        }
+    }
+}

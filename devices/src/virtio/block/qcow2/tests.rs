@@ -1,0 +1,605 @@
+//! qcow2 images: what is written is read, also by QEMU where it is there; what is odd is refused.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use imago::FormatCreateBuilder;
+use imago::file::File;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::header::{Header, Qcow2Error, head_len};
+use crate::virtio::block::disk::{Disk, SECTOR};
+use crate::virtio::block::image::ImageError;
+use crate::virtio::block::tests::bench::Bench;
+use crate::virtio::block::{Cache, Engine, Format, Keep, Options, open};
+
+const CLUSTER: u64 = 4096;
+
+/// A directory with images in it.
+#[derive(Debug)]
+struct Stage(TempDir);
+
+impl Stage {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A new image of small clusters, with a backing file of that name and format.
+    fn create(&self, name: &str, size: u64, backing: Option<(&str, &str)>) -> PathBuf {
+        let path = self.path(name);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .unwrap();
+        let mut builder = imago::qcow2::Qcow2::<File>::create_builder(file.try_into().unwrap())
+            .cluster_size(usize::try_from(CLUSTER).unwrap())
+            .size(size);
+        if let Some((name, format)) = backing {
+            builder = builder.backing(name.to_owned(), format.to_owned());
+        }
+        builder.create().unwrap();
+        path
+    }
+
+    /// A raw image of so many sectors, each full of its number and one.
+    fn raw(&self, name: &str, sectors: u64) -> PathBuf {
+        let path = self.path(name);
+        let bytes: Vec<u8> = (1..=sectors)
+            .flat_map(|sector| [sector.to_le_bytes()[0]; 512])
+            .collect();
+        fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn try_disk(path: &Path) -> Result<Arc<dyn Disk>, ImageError> {
+    open(&[path], &Options::default())
+}
+
+fn disk(path: &Path) -> Arc<dyn Disk> {
+    try_disk(path).unwrap()
+}
+
+fn refusal(path: &Path) -> String {
+    let before = fs::read(path).unwrap();
+    let message = try_disk(path).unwrap_err().to_string();
+    assert!(!message.contains('\n'), "{message}");
+    assert!(
+        fs::read(path).unwrap() == before,
+        "{message}: it was changed"
+    );
+    message
+}
+
+/// Whether `qemu-img check` finds the image in order; says so where there is no qemu-img.
+fn checks(path: &Path) {
+    match Command::new("qemu-img").arg("check").arg(path).output() {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(error) => eprintln!("skipped: `qemu-img check`: {error}"),
+    }
+}
+
+/// Runs qemu-img, if it is there.
+fn qemu_img(arguments: &[&str], paths: &[&Path]) -> bool {
+    let command = Command::new("qemu-img")
+        .args(arguments)
+        .args(paths)
+        .output();
+    match command {
+        Ok(output) => {
+            assert!(output.status.success(), "{output:?}");
+            true
+        }
+        Err(error) => {
+            eprintln!("skipped: qemu-img {arguments:?}: {error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn what_is_written_is_found_again() {
+    let stage = Stage::new();
+    let path = stage.create("a.qcow2", 1 << 20, None);
+    let mut bench = Bench::new(&disk(&path));
+    assert_eq!(bench.read(0, &[1 << 20]).unwrap(), vec![0; 1 << 20]);
+    bench.write(512, &[&[1; 512], &[2; 8192]]).unwrap();
+    bench.write_as((1 << 20) - 512, &[&[3; 512]], true).unwrap();
+    bench.zero(1024, 512, true).unwrap();
+    bench.flush().unwrap();
+    checks(&path);
+    let mut expected = vec![0; 1 << 20];
+    expected[512..1024].fill(1);
+    expected[1536..1024 + 8192].fill(2);
+    expected[(1 << 20) - 512..].fill(3);
+    assert_eq!(
+        bench.read(0, &[100, 412, (1 << 20) - 512]).unwrap(),
+        expected
+    );
+    bench.discard(4096, 4096).unwrap();
+    expected[4096..8192].fill(0);
+    drop(bench);
+    let mut bench = Bench::new(&disk(&path));
+    assert_eq!(bench.read(0, &[1 << 20]).unwrap(), expected);
+    drop(bench);
+    checks(&path);
+    let raw = stage.path("raw");
+    if qemu_img(&["convert", "-O", "raw"], &[&path, &raw]) {
+        assert_eq!(fs::read(raw).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_disk_changes_nothing_before_it_begins() {
+    let stage = Stage::new();
+    let path = stage.create("a.qcow2", 1 << 20, None);
+    let before = fs::read(&path).unwrap();
+    let disk = disk(&path);
+    assert_eq!(disk.info().capacity, 1 << 20);
+    drop(disk);
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_chain_is_read_through_and_only_its_first_is_written() {
+    let stage = Stage::new();
+    let base = stage.raw("base.img", 64);
+    let middle = stage.create("middle.qcow2", 128 * SECTOR, Some(("base.img", "raw")));
+    let top = stage.create("top.qcow2", 128 * SECTOR, Some(("middle.qcow2", "qcow2")));
+    let mut bench = Bench::new(&disk(&middle));
+    bench.write(8 * SECTOR, &[&[0xaa; 512]]).unwrap();
+    drop(bench);
+    let before = (fs::read(&base).unwrap(), fs::read(&middle).unwrap());
+    let mut expected = before.0.clone();
+    expected[4096..4608].fill(0xaa);
+    // The base ends here, and the disk goes on.
+    expected.resize(128 * 512, 0);
+    let mut bench = Bench::new(&disk(&top));
+    assert_eq!(bench.read(0, &[128 * 512]).unwrap(), expected);
+    bench.write(0, &[&[0xbb; 512]]).unwrap();
+    bench.zero(16 * SECTOR, 8 * SECTOR, true).unwrap();
+    bench.write(100 * SECTOR, &[&[0xcc; 512]]).unwrap();
+    expected[..512].fill(0xbb);
+    expected[8192..8192 + 4096].fill(0);
+    expected[100 * 512..101 * 512].fill(0xcc);
+    drop(bench);
+    let mut bench = Bench::new(&disk(&top));
+    assert_eq!(bench.read(0, &[128 * 512]).unwrap(), expected);
+    assert_eq!(
+        (fs::read(&base).unwrap(), fs::read(&middle).unwrap()),
+        before
+    );
+    // Whoever reads may share the base, and nobody may write it.
+    let locked = try_disk(&base).unwrap_err();
+    assert!(matches!(locked, ImageError::Locked { .. }), "{locked}");
+    drop(bench);
+    checks(&top);
+}
+
+#[test]
+fn an_overlay_may_lie_over_it() {
+    let stage = Stage::new();
+    let path = stage.create("a.qcow2", 64 * SECTOR, None);
+    let mut bench = Bench::new(&disk(&path));
+    bench.write(0, &[&[1; 512 * 64]]).unwrap();
+    drop(bench);
+    let before = fs::read(&path).unwrap();
+    for engine in [Engine::Sync, Engine::Auto] {
+        let options = Options {
+            engine,
+            overlay: Some(Keep::File(stage.path("top"))),
+            ..Options::default()
+        };
+        let mut bench = Bench::new(&open(&[&path], &options).unwrap());
+        bench.write(512, &[&[2; 512]]).unwrap();
+        let mut expected = vec![1; 64 * 512];
+        expected[512..1024].fill(2);
+        assert_eq!(bench.read(0, &[64 * 512]).unwrap(), expected);
+    }
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn around_the_page_cache() {
+    let stage = Stage::new();
+    let path = stage.create("a.qcow2", 1 << 20, None);
+    let options = Options {
+        cache: Cache::None,
+        ..Options::default()
+    };
+    let opened = match open(&[&path], &options) {
+        Err(ImageError::NoDirect { .. }) => {
+            return eprintln!("skipped: the temporary directory has no O_DIRECT");
+        }
+        opened => opened.unwrap(),
+    };
+    let mut bench = Bench::new(&opened);
+    bench
+        .write(512, &[&[1; 100], &[2; 412], &[3; 5120]])
+        .unwrap();
+    bench.flush().unwrap();
+    let expected = [vec![0; 512], vec![1; 100], vec![2; 412], vec![3; 5120]].concat();
+    assert_eq!(bench.read(0, &[7, 6137]).unwrap(), expected);
+    drop((bench, opened));
+    checks(&path);
+}
+
+#[test]
+fn qemus_own_images_are_understood() {
+    let stage = Stage::new();
+    let raw = stage.raw("raw", 256);
+    let expected = fs::read(&raw).unwrap();
+    let image = stage.path("image.qcow2");
+    for options in [
+        &["convert", "-O", "qcow2", "-c"][..],
+        &["convert", "-O", "qcow2", "-o", "compat=0.10"],
+        &[
+            "convert",
+            "-O",
+            "qcow2",
+            "-o",
+            "cluster_size=512,refcount_bits=1",
+        ],
+        &[
+            "convert",
+            "-O",
+            "qcow2",
+            "-o",
+            "cluster_size=2M,preallocation=full",
+        ],
+        &["convert", "-O", "qcow2", "-o", "lazy_refcounts=on"],
+    ] {
+        if !qemu_img(options, &[&raw, &image]) {
+            return;
+        }
+        let mut bench = Bench::new(&disk(&image));
+        let mut expected = expected.clone();
+        assert_eq!(
+            bench.read(0, &[256 * 512]).unwrap(),
+            expected,
+            "{options:?}"
+        );
+        // Zeroes and discards also where the format has no word for them.
+        bench.write(512, &[&[0xaa; 512]]).unwrap();
+        bench.zero(1024, 64 * 512, true).unwrap();
+        bench.zero(66 * 512, 512, false).unwrap();
+        expected[512..1024].fill(0xaa);
+        expected[1024..67 * 512].fill(0);
+        assert_eq!(
+            bench.read(0, &[256 * 512]).unwrap(),
+            expected,
+            "{options:?}"
+        );
+        drop(bench);
+        checks(&image);
+        fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn what_a_snapshot_holds_stays() {
+    let stage = Stage::new();
+    let (raw, image) = (stage.raw("raw", 256), stage.path("image.qcow2"));
+    if !qemu_img(
+        &["convert", "-O", "qcow2", "-o", "cluster_size=4k"],
+        &[&raw, &image],
+    ) || !qemu_img(&["snapshot", "-c", "before"], &[&image])
+    {
+        return;
+    }
+    let mut bench = Bench::new(&disk(&image));
+    bench.write(0, &[&[0xaa; 512]]).unwrap();
+    bench.zero(8192, 8192, true).unwrap();
+    bench.discard(32768, 8192).unwrap();
+    drop(bench);
+    checks(&image);
+    let back = stage.path("back");
+    assert!(qemu_img(
+        &["convert", "-O", "raw", "-l", "before"],
+        &[&image, &back]
+    ));
+    assert_eq!(fs::read(back).unwrap(), fs::read(raw).unwrap());
+}
+
+#[test]
+fn its_contents_alone_make_no_image_a_qcow2() {
+    let stage = Stage::new();
+    let image = stage.create("a.qcow2", 1 << 20, None);
+    let path = stage.path("disk.img");
+    fs::copy(&image, &path).unwrap();
+    assert!(refusal(&path).contains("format=raw"));
+    let format = |format| Options {
+        format: Some(format),
+        ..Options::default()
+    };
+    let raw = open(&[&path], &format(Format::Raw))
+        .unwrap()
+        .info()
+        .capacity;
+    assert_eq!(raw, fs::metadata(&path).unwrap().len());
+    let qcow2 = open(&[&path], &format(Format::Qcow2))
+        .unwrap()
+        .info()
+        .capacity;
+    assert_eq!(qcow2, 1 << 20);
+    // The name says qcow2, and the option wins.
+    let raw = open(&[&image], &format(Format::Raw))
+        .unwrap()
+        .info()
+        .capacity;
+    assert_eq!(raw, fs::metadata(&image).unwrap().len());
+
+    let path = stage.raw("raw.qcow2", 8);
+    assert!(refusal(&path).contains("is not a qcow2 image"));
+    let options = Options {
+        engine: Engine::IoUring,
+        ..Options::default()
+    };
+    if Engine::IoUring.check().is_ok() {
+        let message = open(&[&image], &options).unwrap_err().to_string();
+        assert!(message.contains("leave out engine=io_uring"), "{message}");
+    }
+}
+
+#[test]
+fn chains_that_do_not_end_or_lead_elsewhere_are_refused() {
+    let stage = Stage::new();
+    let made = |name: &str, backing: &str, format: &str| {
+        stage.create(name, 1 << 20, Some((backing, format)))
+    };
+    let own = made("own.qcow2", "own.qcow2", "qcow2");
+    assert!(refusal(&own).contains("comes back to itself"));
+    let first = made("first.qcow2", "second.qcow2", "qcow2");
+    made("second.qcow2", "./first.qcow2", "qcow2");
+    assert!(refusal(&first).contains("comes back to itself"));
+    for number in 0..40 {
+        made(
+            &format!("{number}.qcow2"),
+            &format!("{}.qcow2", number + 1),
+            "qcow2",
+        );
+    }
+    assert!(refusal(&stage.path("0.qcow2")).contains("is too long"));
+    for (backing, format, words) in [
+        ("none.img", "raw", "none.img"),
+        ("nbd://host/disk", "raw", "reads files only"),
+        ("json:{}", "raw", "reads files only"),
+        ("a.vmdk", "vmdk", "the format 'vmdk'"),
+        ("a\nb", "raw", "makes no sense"),
+        ("..", "raw", "is a directory"),
+    ] {
+        let path = made("odd.qcow2", backing, format);
+        let message = refusal(&path);
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+/// A header as QEMU makes it: 64 KiB clusters, a disk of 1 GiB, tables behind each other.
+fn header() -> Vec<u8> {
+    let mut head = vec![0; 1 << 16];
+    put(&mut head, 0, b"QFI\xfb");
+    word(&mut head, 4, 3);
+    word(&mut head, 20, 16);
+    long(&mut head, 24, 1 << 30);
+    word(&mut head, 36, 2);
+    long(&mut head, 40, 3 << 16);
+    long(&mut head, 48, 1 << 16);
+    word(&mut head, 56, 1);
+    word(&mut head, 96, 4);
+    word(&mut head, 100, 112);
+    head
+}
+
+fn put(head: &mut [u8], at: usize, bytes: &[u8]) {
+    head[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+fn word(head: &mut [u8], at: usize, value: u32) {
+    put(head, at, &value.to_be_bytes());
+}
+
+fn long(head: &mut [u8], at: usize, value: u64) {
+    put(head, at, &value.to_be_bytes());
+}
+
+const FILE_LEN: u64 = 5 << 16;
+
+#[test]
+fn each_malformed_header_is_refused_for_what_it_is() {
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, Damage, &str); 33] = [
+        ("magic", |h| h[0] = 0, "is not a qcow2 image"),
+        ("version 1", |h| word(h, 4, 1), "version 1"),
+        ("version 4", |h| word(h, 4, 4), "version 4"),
+        ("tiny clusters", |h| word(h, 20, 8), "clusters"),
+        ("huge clusters", |h| word(h, 20, 22), "clusters"),
+        ("absurd clusters", |h| word(h, 20, u32::MAX), "clusters"),
+        ("encrypted by AES", |h| word(h, 32, 1), "is encrypted"),
+        ("encrypted by LUKS", |h| word(h, 32, 2), "is encrypted"),
+        ("dirty", |h| long(h, 72, 1), "dirty"),
+        ("corrupt", |h| long(h, 72, 2), "corrupt"),
+        ("external data", |h| long(h, 72, 4), "external data file"),
+        ("zstd", |h| long(h, 72, 8), "zstd"),
+        ("subclusters", |h| long(h, 72, 16), "extended L2"),
+        ("the future", |h| long(h, 72, 1 << 63), "0x8000000000000000"),
+        ("refcount width", |h| word(h, 96, 7), "reference counts"),
+        ("short header", |h| word(h, 100, 103), "its header"),
+        ("long header", |h| word(h, 100, 1 << 17), "its header"),
+        ("no disk", |h| long(h, 24, 0), "its disk"),
+        (
+            "half a sector",
+            |h| long(h, 24, (1 << 30) + 256),
+            "its disk",
+        ),
+        ("endless disk", |h| long(h, 24, u64::MAX - 511), "its disk"),
+        ("small L1 table", |h| word(h, 36, 1), "L1 table is of"),
+        ("huge L1 table", |h| word(h, 36, u32::MAX), "L1 table is of"),
+        (
+            "L1 table amid a cluster",
+            |h| long(h, 40, 512),
+            "L1 table is not",
+        ),
+        (
+            "L1 table on the header",
+            |h| long(h, 40, 0),
+            "L1 table is not",
+        ),
+        (
+            "L1 table behind the end",
+            |h| long(h, 40, 5 << 16),
+            "L1 table is not",
+        ),
+        (
+            "L1 table nowhere",
+            |h| long(h, 40, u64::MAX << 16),
+            "L1 table is not",
+        ),
+        ("no refcounts", |h| word(h, 56, 0), "refcount table is of"),
+        (
+            "endless refcounts",
+            |h| word(h, 56, u32::MAX),
+            "refcount table is of",
+        ),
+        (
+            "refcounts on the header",
+            |h| long(h, 48, 0),
+            "refcount table is not",
+        ),
+        (
+            "refcounts on the L1 table",
+            |h| long(h, 48, 3 << 16),
+            "on each other",
+        ),
+        (
+            "extension without end",
+            |h| {
+                word(h, 112, 0xdead_beef);
+                word(h, 116, u32::MAX);
+            },
+            "extensions",
+        ),
+        (
+            "odd feature names",
+            |h| {
+                word(h, 112, 0x6803_f857);
+                word(h, 116, 49);
+            },
+            "extensions",
+        ),
+        (
+            "a name behind the cluster",
+            |h| {
+                long(h, 8, (1 << 16) - 4);
+                word(h, 16, 8);
+            },
+            "name of its backing file",
+        ),
+    ];
+    assert_eq!(head_len(&header()), Ok(1 << 16));
+    let good = Header::parse(&header(), FILE_LEN).unwrap();
+    assert_eq!((good.size, good.version, good.backing), (1 << 30, 3, None));
+    for (name, damage, words) in cases {
+        let mut head = header();
+        damage(&mut head);
+        let message = Header::parse(&head, FILE_LEN).expect_err(name).to_string();
+        assert!(message.contains(words), "{name}: {message}");
+        assert!(!message.contains('\n'), "{name}: {message}");
+    }
+    let cut = |len: usize| Header::parse(&header()[..len], FILE_LEN);
+    for len in 0..104 {
+        cut(len).unwrap_err();
+    }
+    // A backing file, and what is said of it.
+    let mut head = header();
+    put(&mut head, 1024, b"../base.img");
+    long(&mut head, 8, 1024);
+    word(&mut head, 16, 11);
+    let parse = |head: &[u8]| Header::parse(head, FILE_LEN);
+    assert_eq!(
+        parse(&head),
+        Err(Qcow2Error::NoBackingFormat("../base.img".to_owned()))
+    );
+    word(&mut head, 112, 0xe279_2aca);
+    word(&mut head, 116, 5);
+    put(&mut head, 120, b"qcow2");
+    let backing = parse(&head).unwrap().backing.unwrap();
+    assert!(backing.name == "../base.img" && backing.is_qcow2);
+    // Said twice.
+    head.copy_within(112..128, 128);
+    parse(&head).unwrap_err();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn no_header_is_too_odd(
+        damage in vec((0..2048usize, any::<u8>()), 0..24),
+        len in prop_oneof![Just(1usize << 16), 0..2048usize],
+        file_len in prop_oneof![Just(FILE_LEN), any::<u64>()],
+    ) {
+        let mut head = header();
+        for (at, byte) in damage {
+            head[at] = byte;
+        }
+        head.truncate(len);
+        if let Ok(header) = Header::parse(&head, file_len) {
+            prop_assert!(header.size > 0);
+        }
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    /// Whatever is wrong with the tables is an error or another content; imago gets what passes the header.
+    #[test]
+    fn no_table_is_too_odd(
+        damage in vec((0..64usize, 0..512usize, any::<u8>()), 1..16),
+        writes in vec((0..256u64, 1..32u64, any::<u8>()), 0..8),
+    ) {
+        let stage = Stage::new();
+        let path = stage.create("a.qcow2", 1 << 20, None);
+        let mut bench = Bench::new(&disk(&path));
+        bench.write(0, &[&[1; 1 << 16]]).unwrap();
+        bench.write(1 << 19, &[&[2; 1 << 14]]).unwrap();
+        drop(bench);
+        let mut bytes = fs::read(&path).unwrap();
+        for (cluster, at, byte) in damage {
+            // The beginning of each cluster: that is where tables have their entries.
+            let at = cluster * 4096 + at;
+            if at >= 512 && let Some(to) = bytes.get_mut(at) {
+                *to = byte;
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Ok(disk) = try_disk(&path)
+            && disk.begin().is_ok()
+        {
+            let mut bench = Bench::new(&disk);
+            let _ = bench.read(0, &[1 << 20]);
+            for (sector, sectors, byte) in writes {
+                let data = vec![byte; usize::try_from(sectors * SECTOR).unwrap()];
+                let _ = bench.write(sector * SECTOR, &[&data]);
+                let _ = bench.zero(sector * SECTOR, sectors * SECTOR, byte & 1 == 0);
+                let _ = bench.discard((sector ^ 64) * SECTOR, sectors * SECTOR);
+            }
+            let _ = bench.flush();
+        }
+        // It may have become long, of holes; but nothing is written that nobody asked for.
+        prop_assert!(fs::metadata(&path).unwrap().blocks() * 512 < 1 << 26);
+    }
+}
