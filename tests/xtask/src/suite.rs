@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::debian;
+use crate::debian::{self, Program};
 use crate::fuzz;
 use crate::guest::Guests;
 use crate::host::Host;
@@ -28,6 +28,9 @@ const KVM_PACKAGE: &str = "mvm-vmm";
 
 /// Its examples that boot a real kernel.
 const EXAMPLES: [&str; 2] = ["command", "custom_device"];
+
+/// What unit tests check their results with.
+const COMPARED_WITH: [Program; 1] = [Program("qemu-img", "qemu-utils")];
 
 /// In seconds; a lab with all the end-to-end tests in it takes less than this by far.
 const LAB_LIMIT: &str = "2400";
@@ -67,6 +70,8 @@ pub fn suite(options: &Options) -> Result<bool> {
     let mut count = Count::default();
     let mut well = true;
     if !options.e2e {
+        // Unit tests compare with these, and do less where they are missing.
+        debian::require(&COMPARED_WITH)?;
         let mut cargo = workspace::cargo_command(&["test", "--workspace", "--no-fail-fast"]);
         well &= counted(&mut cargo, &mut count)?;
         for target in fuzz::all(FUZZ_SECONDS, false)? {

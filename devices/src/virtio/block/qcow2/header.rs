@@ -83,6 +83,8 @@ pub enum Qcow2Error {
 pub(super) struct Header {
     /// 2 or 3.
     pub(super) version: u32,
+    /// Bytes of a cluster.
+    pub(super) cluster: u64,
     /// Bytes of the disk.
     pub(super) size: u64,
     /// What the image is a difference to.
@@ -156,6 +158,7 @@ impl Header {
         };
         Ok(Self {
             version,
+            cluster,
             size,
             backing,
         })

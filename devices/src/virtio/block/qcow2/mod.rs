@@ -8,16 +8,22 @@
 //! imago's calls are done when they return, whatever the engine. Clusters are allocated and freed in
 //! memory and written out at a flush, the counts before the references to them; what a killed mvm had not
 //! flushed is at worst lost space.
+//!
+//! Should imago panic, that is the end of this image and not of the VM: what it had in memory is not
+//! trusted any more, nor written, and each request fails.
 
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::raw::Raw;
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 
 use super::buffers::Buffers;
 use super::disk::DiskInfo;
@@ -39,8 +45,14 @@ pub(super) struct Qcow2 {
     /// The image, and behind it its backing files, all open and locked.
     layers: Vec<Layer>,
     info: DiskInfo,
+    /// Of the format, 2 or 3.
+    version: u32,
+    /// Bytes.
+    cluster: u64,
     /// Opened for writing by `begin`.
     image: OnceLock<Image>,
+    /// imago has panicked.
+    broken: AtomicBool,
 }
 
 // A discard must be alone, everything else is not: imago keeps its own state in order.
@@ -77,9 +89,12 @@ impl Qcow2 {
             discard: !access.read_only && header.version > 2,
         };
         let disk = Self {
-            layers,
             info,
+            version: header.version,
+            cluster: header.cluster,
+            layers,
             image: OnceLock::new(),
+            broken: AtomicBool::new(false),
         };
         // Whoever only reads may have it at once. A writer has its tables read for now, since to open it
         // for writing may change its header.
@@ -94,7 +109,7 @@ impl Qcow2 {
     fn build(&self, writable: bool) -> Result<FormatAccess<File>, ImageError> {
         let mut below = None;
         for (depth, layer) in self.layers.iter().enumerate().rev() {
-            let built = layer.build(below.take(), writable && depth == 0);
+            let built = self.fenced(|| layer.build(below.take(), writable && depth == 0));
             below = Some(built.map_err(|source| ImageError::Io {
                 path: layer.path.clone(),
                 source,
@@ -103,14 +118,99 @@ impl Qcow2 {
         below.ok_or_else(|| refused(Path::new(""), Qcow2Error::Magic))
     }
 
-    fn image(&self) -> io::Result<RwLockReadGuard<'_, FormatAccess<File>>> {
+    /// Has imago do something.
+    fn call<T>(&self, call: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
         let image = self.image.get().ok_or(ErrorKind::NotFound)?;
-        Ok(image.read().unwrap_or_else(PoisonError::into_inner))
+        let image = image.read().unwrap_or_else(PoisonError::into_inner);
+        self.fenced(|| call(&image))
     }
 
-    fn image_alone(&self) -> io::Result<RwLockWriteGuard<'_, FormatAccess<File>>> {
+    /// The same, with nothing else under way.
+    fn call_alone<T>(
+        &self,
+        call: impl FnOnce(&mut FormatAccess<File>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let image = self.image.get().ok_or(ErrorKind::NotFound)?;
-        Ok(image.write().unwrap_or_else(PoisonError::into_inner))
+        let mut image = image.write().unwrap_or_else(PoisonError::into_inner);
+        self.fenced(|| call(&mut image))
+    }
+
+    /// The clusters that a range covers, as a range. The last of a disk may be a short one.
+    fn whole_clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        let end = offset + len;
+        let last = if end == self.info.capacity {
+            end
+        } else {
+            end - end % self.cluster
+        };
+        let first = offset.next_multiple_of(self.cluster);
+        first..last.max(first)
+    }
+
+    /// Gives the space of clusters back that are about to be freed, which imago only counts as free. Clusters that
+    /// a snapshot has too are not touched: they may not be written.
+    fn punch(&self, image: &FormatAccess<File>, range: &Range<u64>) -> io::Result<()> {
+        let file = self.layers.first().map(|layer| &layer.file);
+        let mut at = range.start;
+        while at < range.end {
+            let (mapping, len) = image.get_mapping(at, range.end - at)?;
+            if let (
+                Mapping::Raw {
+                    offset,
+                    writable: true,
+                    ..
+                },
+                Some(file),
+            ) = (mapping, file)
+            {
+                file.discard(offset, len)?;
+            }
+            if len == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes zeroes where there are none.
+    fn clear_by_writing(&self, range: Range<u64>) -> io::Result<()> {
+        const PIECE: u64 = 1 << 20;
+        let mut at = range.start;
+        while at < range.end {
+            let len = PIECE.min(range.end - at);
+            let (is_zero, len) = self.call(|image| {
+                let (mapping, len) = image.get_mapping(at, len)?;
+                Ok((matches!(mapping, Mapping::Zero { .. }), len))
+            })?;
+            if len == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            if !is_zero {
+                self.write_inside(at, Buffers::of_zeroes(len))?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Lets no panic out, and nothing in after one.
+    fn fenced<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        const BROKEN: &str = "qcow2 code has failed on this image";
+        if self.broken.load(Ordering::Acquire) {
+            return Err(io::Error::other(BROKEN));
+        }
+        // What a panic leaves half done is not looked at again.
+        catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+            if !self.broken.swap(true, Ordering::AcqRel) {
+                let path = self.layers.first().map(|layer| layer.path.as_path());
+                log::error!(
+                    "disk image {}: {BROKEN}; the guest gets I/O errors from now on: end it, and look at the image with `qemu-img check`",
+                    path.unwrap_or(Path::new("")).display()
+                );
+            }
+            Err(io::Error::other(BROKEN))
+        })
     }
 }
 
@@ -252,45 +352,54 @@ impl Store for Qcow2 {
     fn read_inside(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
         let slices: Vec<_> = buffers.slices().collect();
         let (vector, _guard) = IoVectorMut::from_volatile_slice(&slices);
-        self.image()?.readv(vector, offset)
+        self.call(|image| image.readv(vector, offset))
     }
 
     fn write_inside(&self, offset: u64, buffers: Buffers<'_>) -> io::Result<()> {
         let slices: Vec<_> = buffers.slices().collect();
         let (vector, _guard) = IoVector::from_volatile_slice(&slices);
-        self.image()?.writev(vector, offset)
+        self.call(|image| image.writev(vector, offset))
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.image_alone()?.discard_to_any(offset, len)
+        let whole = self.whole_clusters(offset, len);
+        if whole.is_empty() {
+            return Ok(());
+        }
+        self.call_alone(|image| {
+            self.punch(image, &whole)?;
+            image.discard_to_any(whole.start, whole.end - whole.start)
+        })
     }
 
+    // Only whole clusters are left to imago: of ranges of less, 0.2.6 computes with numbers below zero.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let cleared = if unmap && self.info.discard {
-            self.image_alone()?.discard_to_zero(offset, len)
-        } else {
-            self.image()?.write_zeroes(offset, len)
-        };
-        match cleared {
-            Err(error) if error.kind() == ErrorKind::Unsupported => {}
-            result => return result,
-        }
-        // Version 2, where zeroes are data like any other.
-        const PIECE: u64 = 1 << 20;
         let end = offset + len;
-        let mut at = offset;
-        while at < end {
-            let now = PIECE.min(end - at);
-            self.write_inside(at, Buffers::of_zeroes(now))?;
-            at += now;
+        let mut whole = self.whole_clusters(offset, len);
+        if self.version < 3 || whole.is_empty() {
+            // Version 2 has no word for zeroes: they are data like any other.
+            whole = end..end;
         }
-        Ok(())
+        self.clear_by_writing(offset..whole.start)?;
+        self.clear_by_writing(whole.end..end)?;
+        let (start, len) = (whole.start, whole.end - whole.start);
+        if len == 0 {
+            Ok(())
+        } else if unmap {
+            self.call_alone(|image| {
+                self.punch(image, &whole)?;
+                image.discard_to_zero(start, len)
+            })
+        } else {
+            self.call(|image| image.write_zeroes(start, len))
+        }
     }
 
     fn flush(&self) -> io::Result<()> {
-        let image = self.image()?;
-        image.flush()?;
-        image.sync()
+        self.call(|image| {
+            image.flush()?;
+            image.sync()
+        })
     }
 
     fn flushed_by_sync(&self) -> Option<usize> {
@@ -301,11 +410,22 @@ impl Store for Qcow2 {
 /// A guest that ends without a flush has its last writes all the same.
 impl Drop for Qcow2 {
     fn drop(&mut self) {
+        if self.broken.load(Ordering::Acquire) {
+            // imago would write what it has in memory. Its memory and its descriptors are the price.
+            std::mem::forget(self.image.take());
+            return;
+        }
         if !self.info.read_only
             && self.image.get().is_some()
             && let Err(error) = self.flush()
         {
             log::warn!("qcow2 image: what was written last is lost: {error}");
         }
+        let image = self.image.take();
+        // A panic is told there.
+        let _ = self.fenced(|| {
+            drop(image);
+            Ok(())
+        });
     }
 }

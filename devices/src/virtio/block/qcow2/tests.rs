@@ -12,9 +12,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::Qcow2;
 use super::header::{Header, Qcow2Error, head_len};
+use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::{Disk, SECTOR};
-use crate::virtio::block::image::ImageError;
+use crate::virtio::block::image::{Access, ImageError};
+use crate::virtio::block::store::Store;
 use crate::virtio::block::tests::bench::Bench;
 use crate::virtio::block::{Cache, Engine, Format, Keep, Options, open};
 
@@ -150,6 +153,43 @@ fn a_disk_changes_nothing_before_it_begins() {
     assert_eq!(disk.info().capacity, 1 << 20);
     drop(disk);
     assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_panic_within_is_the_end_of_the_image_and_of_nothing_else() {
+    let stage = Stage::new();
+    let path = stage.create("a.qcow2", 1 << 20, None);
+    let image = Qcow2::open(
+        &path,
+        Access {
+            any_size: true,
+            ..Access::default()
+        },
+    )
+    .unwrap();
+    image.begin().unwrap();
+    image
+        .write_inside(0, Buffers::of_bytes(&mut [1; 512]))
+        .unwrap();
+    let before = fs::read(&path).unwrap();
+    let panicked = image.call::<()>(|_| panic!("as a defect of imago would"));
+    assert!(panicked.is_err());
+    let mut bytes = [0; 512];
+    for result in [
+        image.read_inside(0, Buffers::of_bytes(&mut bytes)),
+        image.write_inside(0, Buffers::of_bytes(&mut bytes)),
+        image.discard(0, CLUSTER),
+        image.write_zeroes(0, CLUSTER, true),
+        image.flush(),
+        // Nothing is called any more.
+        image.call_alone(|_| panic!()),
+    ] {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("has failed"), "{error}");
+    }
+    drop(image);
+    // What was in memory has not been written.
+    assert!(fs::read(&path).unwrap() == before);
 }
 
 #[test]
