@@ -1,7 +1,7 @@
 /*
  * Guests of a few bytes for `cargo xtask bench`: one file, and of it what the macro GUEST_… chooses. Each is entered in
  * long mode at 1 MiB, says one byte over the first serial port when it is where it shall be timed from, and has no
- * stack, no interrupts and no memory of its own but what is in this file.
+ * interrupts and no memory of its own but what is in this file. GUEST_C goes on in another one, in C (guest.h).
  */
 #define SERIAL 0x3f8
 #define SCRATCH 0x3ff /* a register of the serial port that only keeps its value */
@@ -102,6 +102,12 @@ _start:
     say '>'
     power_off
 2:  jmp 2b
+#elif defined(GUEST_C)
+    to_user_mode
+    movq %rsi, %rdi                 /* struct boot_params, still where the boot protocol puts it */
+    call guest
+    power_off
+1:  jmp 1b
 #else
 #error "which guest?"
 #endif
@@ -138,5 +144,5 @@ tss:
     .skip TSS_SIZE
 .balign 16
 stack:
-    .skip 256
+    .skip 4096
 stack_end:

@@ -1,12 +1,15 @@
 //! `cargo xtask bench`: what mvm costs, beside the floor (`resources/bench/floor.c`: the same calls to KVM with nothing
-//! around them) and beside QEMU's microvm, in one run, in turns. Times of different runs are not comparable; ratios are.
+//! around them), beside QEMU's microvm and beside fio, in one run, in turns. Times of different runs are not comparable;
+//! ratios are.
 
+mod block;
 mod chart;
 mod density;
 mod end;
 mod exits;
 mod memory;
 mod process;
+mod programs;
 mod start;
 mod stats;
 mod table;
@@ -18,9 +21,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::debian::{self, Program};
+use crate::debian;
 use crate::progress::Step;
-use crate::run;
 use crate::workspace;
 
 /// What is measured, and how often.
@@ -48,6 +50,8 @@ pub enum Family {
     Exits,
     /// The guest's last byte to the end of the process.
     Teardown,
+    /// A disk, beside fio on the same file.
+    Block,
     /// A hundred idle VMs: memory and wake-ups.
     Density,
 }
@@ -94,10 +98,14 @@ pub fn bench(options: &Options) -> Result<()> {
             Family::Memory => memory::cases(&tools),
             Family::Exits => exits::cases(&tools),
             Family::Teardown => end::cases(&tools),
+            Family::Block => block::cases(&tools),
             Family::Density => density::cases(&tools),
         }
         .with_context(|| family.name())?;
         step.done();
+        if cases.is_empty() {
+            continue;
+        }
         println!("{}", table::text(&family.name(), &cases));
         let picture = out.join(format!("bench-{}.svg", family.name()));
         chart::draw(&picture, &family.name(), &cases)?;
@@ -140,25 +148,14 @@ impl Family {
 
 impl Tools {
     fn prepare(samples: u32) -> Result<Self> {
-        debian::require(&[Program("gcc", "gcc")])?;
         let mvm = workspace::release("mvm")?;
         let directory = workspace::target().join("bench-guests");
         fs::create_dir_all(&directory)?;
-        let source = workspace::root().join("resources/bench");
-        let floor = directory.join("floor");
-        let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-static", "-Wall", "-o"]).arg(&floor);
-        run::quiet(gcc.arg(source.join("floor.c")))?;
+        let floor = programs::host(&directory, "floor")?;
         for guest in ["IDLE", "IDLE_PVH", "END", "PORT", "MMIO"] {
-            let mut gcc = Command::new("gcc");
-            gcc.args(["-nostdlib", "-static", "-Wl,-Ttext-segment=0x100000"])
-                .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack"])
-                .arg(format!("-DGUEST_{guest}"))
-                .arg(format!("-DCOUNT={EXITS}"))
-                .arg("-o")
-                .arg(directory.join(guest));
-            run::quiet(gcc.arg(source.join("guest.S")))?;
+            programs::guest(&directory, guest, EXITS)?;
         }
+        programs::guest_in_c(&directory, "block")?;
         Ok(Self {
             mvm,
             floor,

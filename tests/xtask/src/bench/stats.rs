@@ -35,6 +35,22 @@ pub fn ratios(samples: &[f64], beside: &[f64]) -> Vec<f64> {
     pairs.map(|(sample, beside)| sample / beside).collect()
 }
 
+/// How much each sample is beyond the one taken beside it.
+pub fn differences(samples: &[f64], beside: &[f64]) -> Vec<f64> {
+    let pairs = samples.iter().zip(beside);
+    pairs.map(|(sample, beside)| sample - beside).collect()
+}
+
+/// A number as a count, without what is behind the point; nothing below zero.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the cast keeps to the range, and cuts where it says so"
+)]
+pub fn count(number: f64) -> u64 {
+    number as u64
+}
+
 /// A count as a number to reckon with: exact up to 2^53, which no count here comes near.
 #[expect(
     clippy::cast_precision_loss,
@@ -64,5 +80,6 @@ mod tests {
     #[test]
     fn ratios_are_of_pairs() {
         assert_eq!(ratios(&[2.0, 9.0], &[1.0, 3.0]), [2.0, 3.0]);
+        assert_eq!(differences(&[2.0, 9.0], &[1.0, 3.0]), [1.0, 6.0]);
     }
 }

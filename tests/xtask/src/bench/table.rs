@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use serde_json::json;
 
-use super::stats::{Spread, ratios, spread};
+use super::stats::{Spread, differences, ratios, spread};
 
 /// One thing that was measured.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub struct Case {
 pub enum Goal {
     /// At most so many times what is beside.
     Ratio(f64),
+    /// At least so many times what is beside, where more is better.
+    Share(f64),
+    /// At most so many of the unit more than what is beside.
+    Added(f64),
     /// At most so many of the unit.
     Most(f64),
 }
@@ -42,6 +46,11 @@ impl Case {
     fn reached(&self) -> Option<bool> {
         Some(match self.goal? {
             Goal::Ratio(most) => self.ratio()?.median <= most,
+            Goal::Share(least) => self.ratio()?.median >= least,
+            Goal::Added(most) => {
+                let (_, beside) = self.beside.as_ref()?;
+                spread(&differences(&self.mvm, beside)).median <= most
+            }
             Goal::Most(most) => spread(&self.mvm).median <= most,
         })
     }
@@ -49,9 +58,15 @@ impl Case {
 
 /// A table of a family.
 pub fn text(family: &str, cases: &[Case]) -> String {
+    let title = |case: &Case| format!("{}, {}", case.name, case.unit);
+    let width = cases.iter().map(|case| title(case).len()).max();
+    let width = width.unwrap_or_default().max(26);
     let mut text = format!(
-        "{family:<28} {:>26} {:>34} {:>20}  goal\n",
-        "mvm (quartiles)", "beside", "ratio"
+        "{family:<0$} {1:>26} {2:>34} {3:>20}  goal\n",
+        width + 2,
+        "mvm (quartiles)",
+        "beside",
+        "ratio"
     );
     for case in cases {
         let of = |samples: &[f64]| {
@@ -69,6 +84,12 @@ pub fn text(family: &str, cases: &[Case]) -> String {
         });
         let goal = match (case.goal, case.reached()) {
             (Some(Goal::Ratio(most)), Some(reached)) => format!("<= {most:.2}: {}", word(reached)),
+            (Some(Goal::Share(least)), Some(reached)) => {
+                format!(">= {least:.2}: {}", word(reached))
+            }
+            (Some(Goal::Added(most)), Some(reached)) => {
+                format!("<= {most} {} more: {}", case.unit, word(reached))
+            }
             (Some(Goal::Most(most)), Some(reached)) => {
                 format!("<= {most} {}: {}", case.unit, word(reached))
             }
@@ -76,8 +97,8 @@ pub fn text(family: &str, cases: &[Case]) -> String {
         };
         let _ = writeln!(
             text,
-            "  {:<26} {:>26} {beside:>34} {ratio:>20}  {goal}",
-            format!("{}, {}", case.name, case.unit),
+            "  {:<width$} {:>26} {beside:>34} {ratio:>20}  {goal}",
+            title(case),
             of(&case.mvm),
         );
     }
@@ -131,6 +152,10 @@ mod tests {
         assert_eq!(case(Goal::Ratio(1.4)).reached(), Some(false));
         assert_eq!(case(Goal::Most(3.0)).reached(), Some(true));
         assert_eq!(case(Goal::Most(2.9)).reached(), Some(false));
+        assert_eq!(case(Goal::Share(1.5)).reached(), Some(true));
+        assert_eq!(case(Goal::Share(1.6)).reached(), Some(false));
+        assert_eq!(case(Goal::Added(1.0)).reached(), Some(true));
+        assert_eq!(case(Goal::Added(0.9)).reached(), Some(false));
     }
 
     #[test]

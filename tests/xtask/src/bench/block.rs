@@ -1,0 +1,216 @@
+//! A disk: a guest that drives the ring by itself, beside fio on the same file from the host, with the same pattern.
+//!
+//! The guest looks at the ring until something is there, so what is measured is the way of a request through KVM's
+//! doorbell, the I/O thread and the host's file, without an interrupt.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::process::Timed;
+use super::stats::{count, float};
+use super::table::{Case, Goal};
+use super::{Tools, by_turns};
+use crate::debian::{self, Program};
+use crate::run;
+
+/// Of the file, which stays in the host's page cache: the host's disk is not what is measured.
+const LEN: u64 = 256 << 20;
+/// What each sample takes of fio, and about what it takes of mvm.
+const SECONDS: f64 = 0.25;
+const DEPTH: u32 = 32;
+
+#[derive(Debug, Clone, Copy)]
+struct Pattern {
+    name: &'static str,
+    /// fio's name of it.
+    rw: &'static str,
+    write: bool,
+    random: bool,
+    size: u32,
+}
+
+const PATTERNS: [Pattern; 4] = [
+    Pattern::new("4 KiB random read", "randread", false, true, 4 << 10),
+    Pattern::new("4 KiB random write", "randwrite", true, true, 4 << 10),
+    Pattern::new("128 KiB read", "read", false, false, 128 << 10),
+    Pattern::new("128 KiB write", "write", true, false, 128 << 10),
+];
+
+/// mvm's engines, and fio's that makes the same system calls. The one of plain calls has one request under way, whatever
+/// the guest gives it, and so has fio's.
+const ENGINES: [(&str, &str, u32); 2] = [("sync", "psync", 1), ("io_uring", "io_uring", DEPTH)];
+
+impl Pattern {
+    const fn new(
+        name: &'static str,
+        rw: &'static str,
+        write: bool,
+        random: bool,
+        size: u32,
+    ) -> Self {
+        Self {
+            name,
+            rw,
+            write,
+            random,
+            size,
+        }
+    }
+}
+
+/// Measures each pattern with each engine; nothing where there is no fio.
+pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
+    if let Err(error) = debian::require(&[Program("fio", "fio")]) {
+        println!("block: not measured: {error:#}");
+        return Ok(Vec::new());
+    }
+    let file = tools.directory.join("block.img");
+    fs::write(&file, vec![0xa5; usize::try_from(LEN)?])?;
+    let mut cases = Vec::new();
+    for engine in ENGINES {
+        // Also so that the count of requests is known.
+        if let Err(error) = fio(&file, PATTERNS[0], engine.1, 1) {
+            println!("block with {}: not measured: {error:#}", engine.0);
+            continue;
+        }
+        for pattern in PATTERNS {
+            for depth in [DEPTH, 1] {
+                cases.push(case(tools, &file, pattern, engine, depth)?);
+                // What was written goes to the disk now, and not during another measurement.
+                fs::File::open(&file)?.sync_all()?;
+            }
+        }
+    }
+    fs::remove_file(&file)?;
+    Ok(cases)
+}
+
+fn case(
+    tools: &Tools,
+    file: &Path,
+    pattern: Pattern,
+    (engine, fio_engine, most): (&str, &str, u32),
+    depth: u32,
+) -> Result<Case> {
+    let rate = fio(file, pattern, fio_engine, depth.min(most))?;
+    let requests = count(rate * SECONDS).max(u64::from(depth) * 16);
+    let (mvm, fio) = by_turns(
+        tools.samples.min(7),
+        || mvm(tools, file, pattern, engine, (depth, requests)),
+        || fio(file, pattern, fio_engine, depth.min(most)),
+    )?;
+    let (unit, goal, of): (_, _, fn(f64, u32) -> f64) = match (depth, pattern.random) {
+        (1, _) => ("us each", Goal::Added(15.0), |rate, _| 1e6 / rate),
+        (_, true) => ("k/s", Goal::Share(0.9), |rate, _| rate / 1e3),
+        (_, false) => ("MB/s", Goal::Share(0.9), |rate, size| {
+            rate * f64::from(size) / 1e6
+        }),
+    };
+    let samples = |rates: Vec<f64>| rates.iter().map(|rate| of(*rate, pattern.size)).collect();
+    Ok(Case {
+        name: format!("{}, {engine}, depth {depth}", pattern.name),
+        unit,
+        mvm: samples(mvm),
+        beside: Some(("fio", samples(fio))),
+        goal: Some(goal),
+    })
+}
+
+/// Requests a second of a guest that makes so many.
+fn mvm(
+    tools: &Tools,
+    file: &Path,
+    pattern: Pattern,
+    engine: &str,
+    (depth, requests): (u32, u64),
+) -> Result<f64> {
+    let mut command = tools.mvm("block");
+    command
+        .arg("--disk")
+        .arg(format!("{},engine={engine}", file.display()))
+        .arg("--cmdline")
+        .arg(format!(
+            "write={} random={} size={} depth={depth} count={requests} blocks={} seed={requests}",
+            u8::from(pattern.write),
+            u8::from(pattern.random),
+            pattern.size,
+            LEN / u64::from(pattern.size),
+        ));
+    let mut process = Timed::spawn(command)?;
+    let first = process.wait_for(b'<')?;
+    let last = process.wait_for(b'>')?;
+    process.wait()?;
+    Ok(float(requests) / last.duration_since(first).as_secs_f64())
+}
+
+/// Requests a second of fio's, which looks at no clock meanwhile.
+fn fio(file: &Path, pattern: Pattern, engine: &str, depth: u32) -> Result<f64> {
+    let mut command = Command::new("fio");
+    command
+        .args(["--name=bench", "--allow_file_create=0", "--invalidate=0"])
+        .args(["--thread", "--norandommap", "--gtod_reduce=1"])
+        .args(["--time_based", "--output-format=json"])
+        .arg(format!("--runtime={}ms", SECONDS * 1e3))
+        .arg(format!("--filename={}", escaped(file)))
+        .arg(format!("--rw={}", pattern.rw))
+        .arg(format!("--bs={}", pattern.size))
+        .arg(format!("--ioengine={engine}"))
+        .arg(format!("--iodepth={depth}"));
+    let output = command.output().context("fio")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("fio: {}: {}", output.status, run::tail(&said, 1));
+    }
+    rate_of(&String::from_utf8_lossy(&output.stdout), pattern.write)
+}
+
+/// A colon separates files for fio.
+fn escaped(file: &Path) -> String {
+    PathBuf::from(file)
+        .display()
+        .to_string()
+        .replace(':', "\\:")
+}
+
+/// The rate that fio's report tells.
+fn rate_of(report: &str, write: bool) -> Result<f64> {
+    // Notes may come before it.
+    let json = report.find('{').map_or("", |start| &report[start..]);
+    let report: Value = serde_json::from_str(json).context("fio's report")?;
+    let job = &report["jobs"][0];
+    if let Some(error) = job["error"].as_i64().filter(|error| *error != 0) {
+        bail!(
+            "fio: {}",
+            std::io::Error::from_raw_os_error(i32::try_from(error)?)
+        );
+    }
+    let rate = job[if write { "write" } else { "read" }]["iops"].as_f64();
+    rate.filter(|rate| *rate > 0.0)
+        .context("fio's report tells no rate")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = r#"note: something
+{ "fio version": "fio-3.33", "jobs": [ { "error": 0, "read": { "iops": 1234.5 }, "write": { "iops": 0.0 } } ] }"#;
+
+    #[test]
+    fn a_report_of_fios_tells_the_rate() {
+        assert_eq!(rate_of(REPORT, false).expect("a rate"), 1234.5);
+    }
+
+    #[test]
+    fn no_rate_is_an_error_and_no_number() {
+        let error = |report: &str| rate_of(report, true).expect_err("no rate").to_string();
+        assert_eq!(error(REPORT), "fio's report tells no rate");
+        assert_eq!(error("fio: nothing to do"), "fio's report");
+        let failed = REPORT.replace("\"error\": 0", "\"error\": 38");
+        assert!(error(&failed).starts_with("fio: Function not implemented"));
+    }
+}
