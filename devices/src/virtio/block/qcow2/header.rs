@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::counts::Counts;
+
 /// "QFI\xfb", with which every version begins.
 pub(in crate::virtio::block) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
@@ -83,8 +85,12 @@ pub enum Qcow2Error {
 pub(super) struct Header {
     /// 2 or 3.
     pub(super) version: u32,
-    /// Bytes of a cluster.
-    pub(super) cluster: u64,
+    /// How it counts, in which clusters.
+    pub(super) counts: Counts,
+    /// Where its L1 table is, as much of it as the disk needs.
+    pub(super) l1: Range<u64>,
+    /// Where its refcount table is.
+    pub(super) refs: Range<u64>,
     /// Bytes of the disk.
     pub(super) size: u64,
     /// What the image is a difference to.
@@ -149,7 +155,8 @@ impl Header {
         if size == 0 || !size.is_multiple_of(512) || size > MAX_SIZE {
             return Err(Qcow2Error::Damaged("its disk is of an impossible size"));
         }
-        check_tables(&fields, cluster, size, file_len)?;
+        let (l1, refs) = tables(&fields, cluster, size, file_len)?;
+        let order = if version == 3 { word(96)? } else { 4 };
 
         let format = backing_format(&fields, header_len, cluster)?;
         let backing = match long(8)? {
@@ -158,7 +165,12 @@ impl Header {
         };
         Ok(Self {
             version,
-            cluster,
+            counts: Counts {
+                cluster,
+                bits: 1 << order,
+            },
+            l1,
+            refs,
             size,
             backing,
         })
@@ -189,23 +201,19 @@ fn check_features(set: u64) -> Result<(), Qcow2Error> {
 }
 
 /// The L1 table and the refcount table: there, of a sensible size, and apart.
-fn check_tables(
+fn tables(
     fields: &Fields<'_>,
     cluster: u64,
     size: u64,
     file_len: u64,
-) -> Result<(), Qcow2Error> {
+) -> Result<(Range<u64>, Range<u64>), Qcow2Error> {
     let damaged = Qcow2Error::Damaged;
-    let (Some(l1_entries), Some(l1_at), Some(refs_at), Some(refs_clusters)) = (
-        fields.word(36),
-        fields.long(40),
-        fields.long(48),
-        fields.word(56),
-    ) else {
+    let (Some(l1_entries), Some(l1_at), Some((refs_at, refs_bytes))) =
+        (fields.word(36), fields.long(40), fields.refs(cluster))
+    else {
         return Err(damaged("it ends within its header"));
     };
     let l1_bytes = u64::from(l1_entries) * 8;
-    let refs_bytes = u64::from(refs_clusters) * cluster;
     // Each entry of the L1 table is a table of a cluster, of 8 bytes for each cluster of the disk.
     let needed = size.div_ceil(cluster).div_ceil(cluster / 8);
     if u64::from(l1_entries) < needed || l1_bytes > MAX_L1_BYTES {
@@ -225,7 +233,7 @@ fn check_tables(
     if l1.start < refs.end && refs.start < l1.end {
         return Err(damaged("its tables lie on each other"));
     }
-    Ok(())
+    Ok((l1, refs))
 }
 
 /// What the header extensions say of the backing file's format, once all of them make sense.
@@ -306,11 +314,16 @@ fn backing(
 
 /// Big-endian numbers at fixed places, as far as there are bytes.
 #[derive(Debug)]
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
     fn bytes(&self, at: usize, len: usize) -> Option<&[u8]> {
         self.0.get(at..at.checked_add(len)?)
+    }
+
+    /// Where the refcount table begins, and its bytes.
+    pub(super) fn refs(&self, cluster: u64) -> Option<(u64, u64)> {
+        Some((self.long(48)?, u64::from(self.word(56)?) * cluster))
     }
 
     fn word(&self, at: usize) -> Option<u32> {

@@ -6,8 +6,8 @@
 //! that the image tells.
 //!
 //! imago's calls are done when they return, whatever the engine. Clusters are allocated and freed in
-//! memory and written out at a flush, the counts before the references to them; what a killed mvm had not
-//! flushed is at worst lost space.
+//! memory and written out at a flush, the counts before the references to them ([`ordered`]); what a killed
+//! mvm had not flushed is at worst lost space.
 //!
 //! Should imago panic, that is the end of this image and not of the VM: what it had in memory is not
 //! trusted any more, nor written, and each request fails.
@@ -18,9 +18,8 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use imago::file::File;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
@@ -30,9 +29,14 @@ use super::disk::DiskInfo;
 use super::file::DiskFile;
 use super::image::{Access, ImageError};
 use super::store::{Place, Span, Store};
+use check::Fault;
 use header::{Header, Qcow2Error};
+use ordered::Ordered;
 
+mod check;
+mod counts;
 pub(super) mod header;
+mod ordered;
 #[cfg(test)]
 mod tests;
 
@@ -56,13 +60,13 @@ pub(super) struct Qcow2 {
 }
 
 // A discard must be alone, everything else is not: imago keeps its own state in order.
-type Image = RwLock<FormatAccess<File>>;
+type Image = RwLock<FormatAccess<Ordered>>;
 
 /// One file of a chain.
 #[derive(Debug)]
 struct Layer {
     path: PathBuf,
-    file: DiskFile,
+    file: Arc<DiskFile>,
     /// None for a raw image.
     header: Option<Header>,
 }
@@ -91,7 +95,7 @@ impl Qcow2 {
         let disk = Self {
             info,
             version: header.version,
-            cluster: header.cluster,
+            cluster: header.counts.cluster,
             layers,
             image: OnceLock::new(),
             broken: AtomicBool::new(false),
@@ -106,7 +110,7 @@ impl Qcow2 {
     }
 
     /// imago's view of the chain, from its end.
-    fn build(&self, writable: bool) -> Result<FormatAccess<File>, ImageError> {
+    fn build(&self, writable: bool) -> Result<FormatAccess<Ordered>, ImageError> {
         let mut below = None;
         for (depth, layer) in self.layers.iter().enumerate().rev() {
             let built = self.fenced(|| layer.build(below.take(), writable && depth == 0));
@@ -119,7 +123,7 @@ impl Qcow2 {
     }
 
     /// Has imago do something.
-    fn call<T>(&self, call: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
+    fn call<T>(&self, call: impl FnOnce(&FormatAccess<Ordered>) -> io::Result<T>) -> io::Result<T> {
         let image = self.image.get().ok_or(ErrorKind::NotFound)?;
         let image = image.read().unwrap_or_else(PoisonError::into_inner);
         self.fenced(|| call(&image))
@@ -128,7 +132,7 @@ impl Qcow2 {
     /// The same, with nothing else under way.
     fn call_alone<T>(
         &self,
-        call: impl FnOnce(&mut FormatAccess<File>) -> io::Result<T>,
+        call: impl FnOnce(&mut FormatAccess<Ordered>) -> io::Result<T>,
     ) -> io::Result<T> {
         let image = self.image.get().ok_or(ErrorKind::NotFound)?;
         let mut image = image.write().unwrap_or_else(PoisonError::into_inner);
@@ -149,7 +153,7 @@ impl Qcow2 {
 
     /// Gives the space of clusters back that are about to be freed, which imago only counts as free. Clusters that
     /// a snapshot has too are not touched: they may not be written.
-    fn punch(&self, image: &FormatAccess<File>, range: &Range<u64>) -> io::Result<()> {
+    fn punch(&self, image: &FormatAccess<Ordered>, range: &Range<u64>) -> io::Result<()> {
         let file = self.layers.first().map(|layer| &layer.file);
         let mut at = range.start;
         while at < range.end {
@@ -221,26 +225,38 @@ impl Layer {
             true => Some(read_header(path, &file)?),
             false => None,
         };
+        if let Some(header) = &header {
+            check::check(&file, header, !access.read_only).map_err(|fault| match fault {
+                Fault::Image(error) => refused(path, error),
+                Fault::Host(source) => ImageError::Io {
+                    path: path.to_owned(),
+                    source,
+                },
+            })?;
+        }
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: Arc::new(file),
             header,
         })
     }
 
     fn build(
         &self,
-        below: Option<FormatAccess<File>>,
+        below: Option<FormatAccess<Ordered>>,
         writable: bool,
-    ) -> io::Result<FormatAccess<File>> {
-        let file = File::try_from(self.file.duplicate()?)?;
+    ) -> io::Result<FormatAccess<Ordered>> {
+        let file = match &self.header {
+            Some(header) if writable => Ordered::new(&self.file, header)?,
+            _ => Ordered::read_only(&self.file)?,
+        };
         let deny = DenyImplicitOpenGate::default();
         match self.header {
             None => Ok(FormatAccess::new(
                 Raw::builder(file).write(false).open(deny)?,
             )),
             Some(_) => Ok(FormatAccess::new(
-                imago::qcow2::Qcow2::<File>::builder(file)
+                imago::qcow2::Qcow2::<Ordered>::builder(file)
                     .write(writable)
                     .backing(below)
                     .data_file(None)

@@ -1,25 +1,25 @@
 //! qcow2 images: what is written is read, also by QEMU where it is there; what is odd is refused.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use imago::FormatCreateBuilder;
 use imago::file::File;
-use proptest::collection::vec;
-use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::Qcow2;
-use super::header::{Header, Qcow2Error, head_len};
 use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::{Disk, SECTOR};
 use crate::virtio::block::image::{Access, ImageError};
 use crate::virtio::block::store::Store;
 use crate::virtio::block::tests::bench::Bench;
 use crate::virtio::block::{Cache, Engine, Format, Keep, Options, open};
+
+mod crash;
+mod header;
+mod malformed;
 
 const CLUSTER: u64 = 4096;
 
@@ -423,223 +423,5 @@ fn chains_that_do_not_end_or_lead_elsewhere_are_refused() {
         let path = made("odd.qcow2", backing, format);
         let message = refusal(&path);
         assert!(message.contains(words), "{message}");
-    }
-}
-
-/// A header as QEMU makes it: 64 KiB clusters, a disk of 1 GiB, tables behind each other.
-fn header() -> Vec<u8> {
-    let mut head = vec![0; 1 << 16];
-    put(&mut head, 0, b"QFI\xfb");
-    word(&mut head, 4, 3);
-    word(&mut head, 20, 16);
-    long(&mut head, 24, 1 << 30);
-    word(&mut head, 36, 2);
-    long(&mut head, 40, 3 << 16);
-    long(&mut head, 48, 1 << 16);
-    word(&mut head, 56, 1);
-    word(&mut head, 96, 4);
-    word(&mut head, 100, 112);
-    head
-}
-
-fn put(head: &mut [u8], at: usize, bytes: &[u8]) {
-    head[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
-fn word(head: &mut [u8], at: usize, value: u32) {
-    put(head, at, &value.to_be_bytes());
-}
-
-fn long(head: &mut [u8], at: usize, value: u64) {
-    put(head, at, &value.to_be_bytes());
-}
-
-const FILE_LEN: u64 = 5 << 16;
-
-#[test]
-fn each_malformed_header_is_refused_for_what_it_is() {
-    type Damage = fn(&mut Vec<u8>);
-    let cases: [(&str, Damage, &str); 33] = [
-        ("magic", |h| h[0] = 0, "is not a qcow2 image"),
-        ("version 1", |h| word(h, 4, 1), "version 1"),
-        ("version 4", |h| word(h, 4, 4), "version 4"),
-        ("tiny clusters", |h| word(h, 20, 8), "clusters"),
-        ("huge clusters", |h| word(h, 20, 22), "clusters"),
-        ("absurd clusters", |h| word(h, 20, u32::MAX), "clusters"),
-        ("encrypted by AES", |h| word(h, 32, 1), "is encrypted"),
-        ("encrypted by LUKS", |h| word(h, 32, 2), "is encrypted"),
-        ("dirty", |h| long(h, 72, 1), "dirty"),
-        ("corrupt", |h| long(h, 72, 2), "corrupt"),
-        ("external data", |h| long(h, 72, 4), "external data file"),
-        ("zstd", |h| long(h, 72, 8), "zstd"),
-        ("subclusters", |h| long(h, 72, 16), "extended L2"),
-        ("the future", |h| long(h, 72, 1 << 63), "0x8000000000000000"),
-        ("refcount width", |h| word(h, 96, 7), "reference counts"),
-        ("short header", |h| word(h, 100, 103), "its header"),
-        ("long header", |h| word(h, 100, 1 << 17), "its header"),
-        ("no disk", |h| long(h, 24, 0), "its disk"),
-        (
-            "half a sector",
-            |h| long(h, 24, (1 << 30) + 256),
-            "its disk",
-        ),
-        ("endless disk", |h| long(h, 24, u64::MAX - 511), "its disk"),
-        ("small L1 table", |h| word(h, 36, 1), "L1 table is of"),
-        ("huge L1 table", |h| word(h, 36, u32::MAX), "L1 table is of"),
-        (
-            "L1 table amid a cluster",
-            |h| long(h, 40, 512),
-            "L1 table is not",
-        ),
-        (
-            "L1 table on the header",
-            |h| long(h, 40, 0),
-            "L1 table is not",
-        ),
-        (
-            "L1 table behind the end",
-            |h| long(h, 40, 5 << 16),
-            "L1 table is not",
-        ),
-        (
-            "L1 table nowhere",
-            |h| long(h, 40, u64::MAX << 16),
-            "L1 table is not",
-        ),
-        ("no refcounts", |h| word(h, 56, 0), "refcount table is of"),
-        (
-            "endless refcounts",
-            |h| word(h, 56, u32::MAX),
-            "refcount table is of",
-        ),
-        (
-            "refcounts on the header",
-            |h| long(h, 48, 0),
-            "refcount table is not",
-        ),
-        (
-            "refcounts on the L1 table",
-            |h| long(h, 48, 3 << 16),
-            "on each other",
-        ),
-        (
-            "extension without end",
-            |h| {
-                word(h, 112, 0xdead_beef);
-                word(h, 116, u32::MAX);
-            },
-            "extensions",
-        ),
-        (
-            "odd feature names",
-            |h| {
-                word(h, 112, 0x6803_f857);
-                word(h, 116, 49);
-            },
-            "extensions",
-        ),
-        (
-            "a name behind the cluster",
-            |h| {
-                long(h, 8, (1 << 16) - 4);
-                word(h, 16, 8);
-            },
-            "name of its backing file",
-        ),
-    ];
-    assert_eq!(head_len(&header()), Ok(1 << 16));
-    let good = Header::parse(&header(), FILE_LEN).unwrap();
-    assert_eq!((good.size, good.version, good.backing), (1 << 30, 3, None));
-    for (name, damage, words) in cases {
-        let mut head = header();
-        damage(&mut head);
-        let message = Header::parse(&head, FILE_LEN).expect_err(name).to_string();
-        assert!(message.contains(words), "{name}: {message}");
-        assert!(!message.contains('\n'), "{name}: {message}");
-    }
-    let cut = |len: usize| Header::parse(&header()[..len], FILE_LEN);
-    for len in 0..104 {
-        cut(len).unwrap_err();
-    }
-    // A backing file, and what is said of it.
-    let mut head = header();
-    put(&mut head, 1024, b"../base.img");
-    long(&mut head, 8, 1024);
-    word(&mut head, 16, 11);
-    let parse = |head: &[u8]| Header::parse(head, FILE_LEN);
-    assert_eq!(
-        parse(&head),
-        Err(Qcow2Error::NoBackingFormat("../base.img".to_owned()))
-    );
-    word(&mut head, 112, 0xe279_2aca);
-    word(&mut head, 116, 5);
-    put(&mut head, 120, b"qcow2");
-    let backing = parse(&head).unwrap().backing.unwrap();
-    assert!(backing.name == "../base.img" && backing.is_qcow2);
-    // Said twice.
-    head.copy_within(112..128, 128);
-    parse(&head).unwrap_err();
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
-
-    #[test]
-    fn no_header_is_too_odd(
-        damage in vec((0..2048usize, any::<u8>()), 0..24),
-        len in prop_oneof![Just(1usize << 16), 0..2048usize],
-        file_len in prop_oneof![Just(FILE_LEN), any::<u64>()],
-    ) {
-        let mut head = header();
-        for (at, byte) in damage {
-            head[at] = byte;
-        }
-        head.truncate(len);
-        if let Ok(header) = Header::parse(&head, file_len) {
-            prop_assert!(header.size > 0);
-        }
-    }
-
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
-
-    /// Whatever is wrong with the tables is an error or another content; imago gets what passes the header.
-    #[test]
-    fn no_table_is_too_odd(
-        damage in vec((0..64usize, 0..512usize, any::<u8>()), 1..16),
-        writes in vec((0..256u64, 1..32u64, any::<u8>()), 0..8),
-    ) {
-        let stage = Stage::new();
-        let path = stage.create("a.qcow2", 1 << 20, None);
-        let mut bench = Bench::new(&disk(&path));
-        bench.write(0, &[&[1; 1 << 16]]).unwrap();
-        bench.write(1 << 19, &[&[2; 1 << 14]]).unwrap();
-        drop(bench);
-        let mut bytes = fs::read(&path).unwrap();
-        for (cluster, at, byte) in damage {
-            // The beginning of each cluster: that is where tables have their entries.
-            let at = cluster * 4096 + at;
-            if at >= 512 && let Some(to) = bytes.get_mut(at) {
-                *to = byte;
-            }
-        }
-        fs::write(&path, bytes).unwrap();
-        if let Ok(disk) = try_disk(&path)
-            && disk.begin().is_ok()
-        {
-            let mut bench = Bench::new(&disk);
-            let _ = bench.read(0, &[1 << 20]);
-            for (sector, sectors, byte) in writes {
-                let data = vec![byte; usize::try_from(sectors * SECTOR).unwrap()];
-                let _ = bench.write(sector * SECTOR, &[&data]);
-                let _ = bench.zero(sector * SECTOR, sectors * SECTOR, byte & 1 == 0);
-                let _ = bench.discard((sector ^ 64) * SECTOR, sectors * SECTOR);
-            }
-            let _ = bench.flush();
-        }
-        // It may have become long, of holes; but nothing is written that nobody asked for.
-        prop_assert!(fs::metadata(&path).unwrap().blocks() * 512 < 1 << 26);
     }
 }
