@@ -45,6 +45,10 @@ enum Action {
         #[arg(value_name = "none|bps=SIZE,iops=N,burst=SIZE", value_parser = limit)]
         limit: Option<RateLimit>,
     },
+    /// Stop the guest where it is, until it is resumed
+    Pause,
+    /// Let a paused guest go on
+    Resume,
     /// Ask the guest to shut down
     PowerButton,
     /// End the VM now
@@ -178,6 +182,8 @@ pub fn run(args: CtlArgs) -> Result<u8, CtlError> {
             vm.request("PATCH", &path, &body)?;
             String::new()
         }
+        Action::Pause => vm.set_state("Paused")?,
+        Action::Resume => vm.set_state("Resumed")?,
         Action::PowerButton => vm.act("SendCtrlAltDel")?,
         Action::Stop => vm.act("InstanceHalt")?,
         Action::Request { method, path, body } => {
@@ -236,6 +242,12 @@ impl Vm {
     fn act(&self, action: &str) -> Result<String, CtlError> {
         let body = json!({ "action_type": action }).to_string();
         self.request("PUT", "/actions", &body)?;
+        Ok(String::new())
+    }
+
+    fn set_state(&self, state: &str) -> Result<String, CtlError> {
+        let body = json!({ "state": state }).to_string();
+        self.request("PATCH", "/vm", &body)?;
         Ok(String::new())
     }
 

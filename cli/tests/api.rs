@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Files, Running, SPIN, arg, finish, has_kvm, mvm, text};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// A VM that spins, and its socket.
@@ -320,6 +321,43 @@ fn ctl_is_a_client() {
     assert_eq!(vm.running.wait().code(), Some(0));
     let line = refused(vm.ctl(&["status"]));
     assert!(line.contains("there is no socket"), "{line}");
+}
+
+#[test]
+fn a_paused_vm_is_controlled_and_ended_like_any_other() {
+    if !has_kvm() {
+        return;
+    }
+    let mut vm = Vm::start(&["--mem", "64M"]);
+    let state = |vm: &Vm| vm.get("/")["state"].clone();
+    let (pause, resume) = ("{\"state\": \"Paused\"}", "{\"state\": \"Resumed\"}");
+    let done = (204, Value::Null);
+    assert_eq!(vm.ask("PATCH", "/vm", resume), done, "it runs already");
+    assert_eq!(state(&vm), "Running");
+    assert_eq!(vm.ask("PATCH", "/vm", pause), done);
+    assert_eq!(vm.ask("PATCH", "/vm", pause), done);
+    assert_eq!(state(&vm), "Paused");
+    assert_eq!(vm.ask("PATCH", "/vm", "{\"state\": \"Gone\"}").0, 400);
+    assert_eq!(vm.ask("PATCH", "/balloon", "{\"amount_mib\": 8}"), done);
+    shown(vm.ctl(&["resume"]));
+    assert_eq!(state(&vm), "Running");
+    shown(vm.ctl(&["pause"]));
+    assert!(shown(vm.ctl(&["status"])).starts_with("state: Paused\n"));
+    // The first signal is kept for the guest, the second ends the VM.
+    vm.running.signal(Signal::TERM);
+    let mut line = String::new();
+    let mut stderr = BufReader::new(vm.running.0.stderr.take().unwrap());
+    stderr.read_line(&mut line).unwrap();
+    assert_eq!(
+        line,
+        "mvm: SIGTERM: pressed the guest's power button, which it sees when it is resumed: it is paused; a second signal ends the VM\n"
+    );
+    vm.running.signal(Signal::TERM);
+    assert_eq!(vm.running.wait().code(), Some(143));
+    // Time limits do not wait.
+    let mut vm = Vm::start(&["--timeout", "5s"]);
+    shown(vm.ctl(&["pause"]));
+    assert_eq!(vm.running.wait().code(), Some(124));
 }
 
 #[test]

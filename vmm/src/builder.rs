@@ -195,7 +195,7 @@ impl Assembly {
             mut command,
             threads,
         } = self;
-        let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
+        let kvm = Arc::new(KvmVm::new(memory.clone(), board.cpus, !board.acpi)?);
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
         let mut io: Vec<IoThread> = (0..io_threads)
@@ -263,6 +263,7 @@ impl Assembly {
                 vcpu,
                 buses: buses.clone(),
                 memory: memory.clone(),
+                vm: kvm.clone(),
                 lifecycle: lifecycle.clone(),
                 observed,
                 exits: exits.clone(),

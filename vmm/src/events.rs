@@ -49,6 +49,10 @@ pub enum EventKind {
     CommandStarted,
     /// The guest's command is over, and what it said has been passed on.
     CommandEnded,
+    /// The VM has been paused.
+    Paused,
+    /// It goes on.
+    Resumed,
     /// The VM is over: how, unless KVM or the host failed it. What it had printed by then may still
     /// follow.
     Ended(Option<ExitReason>),

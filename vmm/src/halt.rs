@@ -4,7 +4,7 @@
 //! nobody, so somebody must look. Looking costs a kick of each vCPU, and an idle machine must not be
 //! woken: so mvm looks once, when the guest has made no exit for a while after having made some; a guest
 //! that halts does so right after talking to its devices. A guest at rest is then left alone until its
-//! next exit. Runs on the I/O thread.
+//! next exit, as is one that is paused until it goes on. Runs on the I/O thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,6 +20,7 @@ use rustix::time::{
 use vmm_sys_util::epoll::EventSet;
 
 use crate::lifecycle::{ExitReason, Lifecycle};
+use crate::pause::Position;
 use crate::vcpu::thread::{Observed, State};
 
 /// How long a guest must be quiet before mvm looks.
@@ -98,6 +99,15 @@ impl HaltWatcher {
 
     fn tick(&self) {
         let watch = self.lifecycle.watch();
+        let paused = || self.lifecycle.gate().position() == Position::Shut;
+        if paused() {
+            watch.phase.store(RESTING, Ordering::Release);
+            // It may have gone on just now, and found the watch awake.
+            if !paused() {
+                watch.wake();
+            }
+            return;
+        }
         // Each phase lasts one timer; an exit in between starts over.
         if watch.advance(ACTIVE, QUIETING) {
             watch.arm(QUIET);

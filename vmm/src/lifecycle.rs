@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! VmBuilder::build ──► Vm ── run ──► Running ── guest, handle or failure ──► over ── wait ──► Exit
-//!                      │ drop          │ drop = stop and wait
-//!                      ▼               ▼
+//!                      │ drop          │ ▲   │ drop = stop and wait
+//!                      ▼         pause ▼ │   ▼
+//!                                  paused    over
 //! ```
 //!
 //! Whoever ends the VM first decides how it ended; everybody else finds it over. The vCPU threads are
 //! then kicked out of the guest, and [`Running::wait`] joins them.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -30,6 +30,7 @@ use crate::events::{EventKind, EventNotes};
 use crate::flag::Flag;
 use crate::halt::HaltWatch;
 use crate::kvm::vm::KvmVm;
+use crate::pause::{Gate, PATIENCE, PauseError, Position};
 use crate::threads::Threads;
 use crate::vcpu::kick::kick;
 use crate::vcpu::thread::VcpuThread;
@@ -65,13 +66,26 @@ pub struct Exit {
     pub command: Option<CommandEnd>,
 }
 
+/// Whether a VM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// It is assembled, and its vCPUs have not been started.
+    Ready,
+    /// Its vCPUs run.
+    Running,
+    /// [`VmHandle::pause`].
+    Paused,
+    /// It has ended.
+    Over,
+}
+
 /// The end of a VM, in good or bad.
 pub(crate) type Outcome = Result<ExitReason, VmError>;
 
-/// What all threads of a VM share: whether it is over, and how to end it.
+/// What all threads of a VM share: whether it runs, and how to stop and end it.
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
-    over: AtomicBool,
+    gate: Gate,
     /// Set once, by whoever was first; taken by `wait`.
     outcome: Mutex<Option<Outcome>>,
     /// Raised once the VM is over.
@@ -92,7 +106,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Lifecycle {
     pub fn new(memory: GuestMemory, notes: Option<EventNotes>) -> std::io::Result<Self> {
         Ok(Self {
-            over: AtomicBool::new(false),
+            gate: Gate::new(),
             outcome: Mutex::new(None),
             ended: Flag::new()?,
             vcpus: Mutex::new(Vec::new()),
@@ -104,7 +118,31 @@ impl Lifecycle {
 
     /// Whether the VM has ended.
     pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.gate.position() == Position::Over
+    }
+
+    /// Where vCPUs wait while the VM is paused.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Has the vCPUs stop, and does not wait for them.
+    pub fn pause(&self) {
+        if self.gate.shut() {
+            log::info!("the VM is paused");
+            self.note(EventKind::Paused);
+            self.kick();
+        }
+    }
+
+    /// Has the vCPUs go on.
+    pub fn resume(&self) {
+        if self.gate.open() {
+            log::info!("the VM goes on");
+            self.note(EventKind::Resumed);
+            // As after an exit: a guest may halt for good right away.
+            self.watch.note_exit();
+        }
     }
 
     /// Ends the VM with `outcome`, unless it has ended already.
@@ -116,7 +154,7 @@ impl Lifecycle {
             }
             self.note(EventKind::Ended(outcome.as_ref().ok().copied()));
             *first = Some(outcome);
-            self.over.store(true, Ordering::Release);
+            self.gate.end();
         }
         self.kick();
         self.ended.raise();
@@ -177,7 +215,7 @@ pub(crate) struct Machine {
     pub power_button: Arc<PowerButton>,
     pub exits: Arc<[Arc<ExitCounter>]>,
     pub lifecycle: Arc<Lifecycle>,
-    pub _kvm: KvmVm,
+    pub _kvm: Arc<KvmVm>,
 }
 
 impl Machine {
@@ -211,6 +249,7 @@ impl Vm {
                 .start(&running.machine.lifecycle, &running.machine.threads)
                 .map_err(VmError::Spawn)?;
         }
+        running.machine.lifecycle.gate.expect(vcpus.len());
         {
             // Held until all are there, so that whoever ends the VM early kicks them all.
             let mut threads = lock(&running.machine.lifecycle.vcpus);
@@ -344,6 +383,39 @@ impl VmHandle {
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.lifecycle.is_over()
+    }
+
+    /// Whether the VM runs.
+    #[must_use]
+    pub fn state(&self) -> VmState {
+        match self.lifecycle.gate.position() {
+            Position::Over => VmState::Over,
+            Position::Shut => VmState::Paused,
+            Position::Open if self.lifecycle.gate.is_expecting() => VmState::Running,
+            Position::Open => VmState::Ready,
+        }
+    }
+
+    /// Pauses the VM: when this returns, none of its vCPUs executes anything, until [`Self::resume`]. A VM
+    /// that has not been started stops before its first instruction. Does nothing where it is paused
+    /// already.
+    ///
+    /// The guest does not notice: its clock stops (kvm-clock; one that goes by the TSC itself sees that time
+    /// has passed), and its watchdogs are told. Devices finish what they have begun, and what arrives for
+    /// the guest waits. Time limits that others set for it go on. A paused VM can be ended; a power button
+    /// that is pressed is seen when it goes on.
+    ///
+    /// # Errors
+    /// It has ended, somebody resumed it meanwhile, or a vCPU is held up, as by a console that nobody
+    /// reads; the pause then stands, and takes effect as soon as it can.
+    pub fn pause(&self) -> Result<(), PauseError> {
+        self.lifecycle.pause();
+        self.lifecycle.gate.wait_until_still(PATIENCE)
+    }
+
+    /// Has a paused VM go on. Does nothing where it runs.
+    pub fn resume(&self) {
+        self.lifecycle.resume();
     }
 
     /// The memory balloon, unless the VM was built without.

@@ -14,7 +14,7 @@ use tempfile::NamedTempFile;
 use vmm::config::{DiskConfig, MemorySize, VmConfig};
 use vmm::console::Console;
 use vmm::events::{self, Event, EventKind};
-use vmm::{ExitReason, Running, VmBuilder, VmError};
+use vmm::{ExitReason, PauseError, Running, VmBuilder, VmError, VmState};
 
 /// Tests run one at a time: one of them counts this process's descriptors and threads.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -211,6 +211,73 @@ fn events_that_nobody_takes_hold_nobody_up() {
         ExitReason::PoweredOff
     );
     assert_eq!(said.text(), "hi");
+}
+
+#[test]
+fn a_paused_guest_does_nothing_until_it_goes_on() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    if !has_kvm() {
+        return;
+    }
+    let kernel = file(&guest::elf(guest::TICK));
+    let (sender, mut events) = events::channel().unwrap();
+    let mut config = config(kernel.path());
+    // The second one waits to be started, inside KVM.
+    config.cpus = 2;
+    let vm = VmBuilder::new(config).events(sender).build().unwrap();
+    let handle = vm.handle();
+    let ticks = || handle.exits().port_writes;
+    assert_eq!(handle.state(), VmState::Ready);
+    handle.pause().unwrap();
+    assert_eq!(handle.state(), VmState::Paused);
+    let running = vm.run().unwrap();
+    for _ in 0..20 {
+        handle.pause().unwrap();
+        let before = ticks();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(ticks(), before, "a paused guest went on");
+        handle.resume();
+        assert_eq!(handle.state(), VmState::Running);
+        let start = Instant::now();
+        while ticks() == before {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            std::thread::yield_now();
+        }
+    }
+    // A paused VM can be ended.
+    handle.pause().unwrap();
+    handle.stop();
+    assert_eq!(running.wait().unwrap().reason, ExitReason::Stopped);
+    assert_eq!(handle.state(), VmState::Over);
+    assert_eq!(handle.pause(), Err(PauseError::Over));
+    handle.resume();
+    assert_eq!(handle.state(), VmState::Over);
+    let mut kinds = Vec::new();
+    while let Some(event) = events.try_next() {
+        kinds.push(event.kind);
+    }
+    assert_eq!(kinds[..2], [EventKind::Paused, EventKind::Started]);
+    let pauses = kinds.iter().filter(|kind| **kind == EventKind::Paused);
+    assert_eq!(pauses.count(), 21);
+}
+
+/// Halted with interrupts off is over, but not while somebody has paused it: nobody could look.
+#[test]
+fn a_halt_is_noticed_after_a_pause() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    if !has_kvm() {
+        return;
+    }
+    let kernel = file(&guest::elf(guest::HALT));
+    let vm = VmBuilder::new(config(kernel.path())).build().unwrap();
+    let handle = vm.handle();
+    handle.pause().unwrap();
+    let running = vm.run().unwrap();
+    // Longer than the watch waits.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(handle.state(), VmState::Paused);
+    handle.resume();
+    assert_eq!(running.wait().unwrap().reason, ExitReason::Halted);
 }
 
 /// Descriptors and threads of this process.

@@ -71,6 +71,7 @@ pub type Route<T> = (
 pub const ROUTES: &[Route<Target>] = &[
     ("GET", "/", vm::info),
     ("GET", "/vm", vm::config),
+    ("PATCH", "/vm", vm::change),
     ("GET", "/vm/config", vm::config),
     ("PUT", "/actions", vm::act),
     ("GET", "/balloon", balloon::show),

@@ -1,16 +1,19 @@
-//! The VM as a whole: `/`, `/vm/config`, `/actions`.
+//! The VM as a whole: `/`, `/vm`, `/vm/config`, `/actions`.
 
 use serde::Deserialize;
 use serde_json::json;
+use vmm::VmState;
 
 use super::http::Reply;
 use super::routes::{Call, Fault, Target};
 
 /// `GET /`: that it is there.
 pub fn info(target: &Target, _call: &Call<'_>) -> Result<Reply, Fault> {
-    let state = match target.handle.is_over() {
-        false => "Running",
-        true => "Ended",
+    let state = match target.handle.state() {
+        VmState::Ready => "Not started",
+        VmState::Running => "Running",
+        VmState::Paused => "Paused",
+        VmState::Over => "Ended",
     };
     Ok(Reply::show(json!({
         "id": format!("mvm-{}", std::process::id()),
@@ -23,6 +26,30 @@ pub fn info(target: &Target, _call: &Call<'_>) -> Result<Reply, Fault> {
 /// `GET /vm/config`: what it was made of, in the words of the command line.
 pub fn config(target: &Target, _call: &Call<'_>) -> Result<Reply, Fault> {
     Ok(Reply::show(&target.config))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    state: Wanted,
+}
+
+#[derive(Debug, Deserialize)]
+enum Wanted {
+    Paused,
+    Resumed,
+}
+
+/// `PATCH /vm`: `{"state": "Paused"}` or `{"state": "Resumed"}`. It is so when the answer comes.
+pub fn change(target: &Target, call: &Call<'_>) -> Result<Reply, Fault> {
+    match call.body::<Change>()?.state {
+        Wanted::Paused => target
+            .handle
+            .pause()
+            .map_err(|error| Fault::bad(&error.to_string()))?,
+        Wanted::Resumed => target.handle.resume(),
+    }
+    Ok(Reply::done())
 }
 
 #[derive(Debug, Deserialize)]

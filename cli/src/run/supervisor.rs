@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vmm::flag::Flag;
-use vmm::{Running, VmHandle};
+use vmm::{Running, VmHandle, VmState};
 
 use super::RunError;
 use super::follower::Follower;
@@ -102,12 +102,26 @@ impl Supervisor<'_> {
     fn obey(&mut self, event: Event, handle: &VmHandle) {
         match (self.policy.on(event), event) {
             (Step::AskGuest, Event::Ask(signal)) => {
-                if let Some(command) = handle.command() {
-                    return command.signal(signal.0);
-                }
-                handle.press_power_button();
+                let paused = handle.state() == VmState::Paused;
+                let what = match handle.command() {
+                    Some(command) => {
+                        command.signal(signal.0);
+                        if !paused {
+                            return;
+                        }
+                        "passed on to the command"
+                    }
+                    None => {
+                        handle.press_power_button();
+                        "pressed the guest's power button"
+                    }
+                };
+                let but = match paused {
+                    true => ", which it sees when it is resumed: it is paused",
+                    false => "",
+                };
                 terminal::say(&format!(
-                    "{}: pressed the guest's power button; a second signal ends the VM",
+                    "{}: {what}{but}; a second signal ends the VM",
                     signal.name()
                 ));
             }

@@ -8,7 +8,7 @@ use arch::x86_64::layout;
 use devices::irq::IrqLine;
 use devices::mem::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -16,6 +16,8 @@ use thiserror::Error;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::pause::Clock;
 
 /// What KVM refused.
 #[derive(Debug, Error)]
@@ -135,5 +137,25 @@ impl KvmVm {
         self.kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(refused("KVM_GET_SUPPORTED_CPUID"))
+    }
+}
+
+/// kvm-clock (KVM_GET_CLOCK): nanoseconds.
+impl Clock for KvmVm {
+    fn read(&self) -> Option<u64> {
+        let clock = self.fd.get_clock();
+        let clock = clock.inspect_err(|error| log::warn!("KVM_GET_CLOCK: {error}"));
+        Some(clock.ok()?.clock)
+    }
+
+    fn set(&self, time: u64) {
+        // Without flags: it goes on from there, however long the pause was.
+        let clock = kvm_clock_data {
+            clock: time,
+            ..Default::default()
+        };
+        if let Err(error) = self.fd.set_clock(&clock) {
+            log::warn!("the guest's clock jumps, KVM_SET_CLOCK: {error}");
+        }
     }
 }

@@ -10,7 +10,9 @@ use kvm_ioctls::VcpuFd;
 use super::count::{ExitCounter, ExitKind};
 use super::exit::{Buses, Next, internal_error, run_once};
 use super::kick::Attached;
+use crate::kvm::vm::KvmVm;
 use crate::lifecycle::Lifecycle;
+use crate::pause::Passage;
 
 /// RFLAGS.IF, Intel SDM vol. 1 §3.4.3.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -79,6 +81,8 @@ pub(crate) struct VcpuThread {
     pub buses: Arc<Buses>,
     /// Guest memory.
     pub memory: GuestMemory,
+    /// Whose clock stops when it does.
+    pub vm: Arc<KvmVm>,
     /// The VM's life, which it may end.
     pub lifecycle: Arc<Lifecycle>,
     /// What it shows the halt watch.
@@ -91,7 +95,7 @@ impl VcpuThread {
     /// Runs until the VM is over.
     pub fn run(mut self) {
         let _attached = Attached::new(&mut self.vcpu);
-        while !self.lifecycle.is_over() {
+        while self.goes_on() {
             match run_once(&mut self.vcpu, &self.buses, &self.memory) {
                 Next::Served(kind) => {
                     self.exits.count(kind);
@@ -108,6 +112,22 @@ impl VcpuThread {
                     self.lifecycle.end(Err(error));
                 }
             }
+        }
+    }
+
+    /// Whether the VM does. Waits while it is paused.
+    fn goes_on(&self) -> bool {
+        match self.lifecycle.gate().pass(self.vm.as_ref()) {
+            Passage::Free => true,
+            Passage::Waited => {
+                // Told so, a guest's watchdogs do not take the pause for a CPU that hangs
+                // (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL). One that has no kvm-clock cannot be.
+                if let Err(error) = self.vcpu.kvmclock_ctrl() {
+                    log::debug!("a vCPU is not told that it was paused: {error}");
+                }
+                true
+            }
+            Passage::Over => false,
         }
     }
 }

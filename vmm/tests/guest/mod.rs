@@ -6,6 +6,12 @@
 /// `jmp $`.
 pub const SPIN: &[u8] = &[0xeb, 0xfe];
 
+/// Writes to a port that nobody has, again and again: an exit each time.
+pub const TICK: &[u8] = &[
+    0xe6, 0x80, // out 0x80, al
+    0xeb, 0xfc, // jmp to out
+];
+
 /// Writes "hi" to the first serial port, then spins: proof that the guest runs.
 pub const GREET: &[u8] = &[
     0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8

@@ -8,6 +8,7 @@ mod disk;
 mod end;
 mod hvc;
 mod library;
+mod live;
 mod net;
 mod overlay;
 mod rate;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<Test> {
         rng::tests,
         balloon::tests,
         library::tests,
+        live::tests,
         overlay::tests,
         user_net::tests,
         refusals::tests,
