@@ -1,7 +1,7 @@
 //! What the system says of the machine it runs on: processor, hypervisor, cloud, KVM module.
 //!
 //! Read from /proc and /sys, so hints for the user and never the ground of a decision; that is
-//! [`vmm::probe`]'s. Used by `mvm doctor` and by the message of a boot that this host's KVM cannot do.
+//! [`vmm::probe`]'s. Used by `mvm doctor`.
 
 use std::fs;
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use std::path::Path;
 use thiserror::Error;
 use vmm::probe::{HostKind, is_linux, probe_host};
 
-use crate::host::{Host, System};
+use crate::host::System;
 
 /// A kernel that this host's KVM cannot run.
 #[derive(Debug, Error)]
@@ -24,7 +24,7 @@ const SUSPECT: &str = "kvm_pvm";
 
 /// Refuses a Linux kernel here; anything else may try.
 pub fn check(kernel: &Path) -> Result<(), Unfit> {
-    let suspect = Host::of(&System::this()).kvm_module == Some(SUSPECT);
+    let suspect = System::this().has(&format!("/sys/module/{SUSPECT}"));
     judge(suspect, || is_linux(kernel), || probe_host().ok())
 }
 
