@@ -11,7 +11,7 @@ use arch::board::{Board, MmioSlot};
 use arch::kernel::{self, Initrd, Loaded};
 use arch::x86_64::{boot, layout, memory as ram};
 use devices::bus::Bus;
-use devices::io::{IoError, IoHandle, IoTask, IoThread};
+use devices::io::{IoHandle, IoTask};
 use devices::legacy::i8042::{self, I8042};
 use devices::legacy::power::{self, PowerBlock, PowerButton};
 use devices::legacy::pvpanic::{self, PvPanic};
@@ -25,11 +25,11 @@ use crate::catalog::{self, Controls, Opened};
 use crate::command::{self, CommandIo, CommandLine};
 use crate::config::{DEFAULT_CMDLINE, VIRTIO_CONSOLE_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console, StartedConsole};
-use crate::error::{BuildError, VmError};
+use crate::error::BuildError;
 use crate::events::{EventNotes, EventSender};
 use crate::halt::HaltWatcher;
 use crate::kvm::vm::{KvmVm, refused};
-use crate::lifecycle::{Lifecycle, Machine, Vm};
+use crate::lifecycle::{IdleIo, Lifecycle, Machine, Vm};
 use crate::net::Starting;
 use crate::threads::{ThreadHooks, Threads};
 use crate::vcpu::thread::{Observed, VcpuThread};
@@ -198,10 +198,10 @@ impl Assembly {
         let kvm = Arc::new(KvmVm::new(memory.clone(), board.cpus, !board.acpi)?);
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
-        let mut io: Vec<IoThread> = (0..io_threads)
-            .map(|number| spawn_io(&format!("io{number}"), &lifecycle, &threads))
+        let mut io: Vec<IdleIo> = (0..io_threads)
+            .map(|number| IdleIo::new(format!("io{number}")))
             .collect::<Result<_, _>>()?;
-        let handles: Vec<IoHandle> = io.iter().map(IoThread::handle).collect();
+        let handles: Vec<IoHandle> = io.iter().map(|it| it.prepared.handle()).collect();
 
         let mut pio = Bus::new();
         let AttachedConsole { port, input, guard } =
@@ -220,8 +220,8 @@ impl Assembly {
         for (index, (face, slot)) in devices.into_iter().zip(&board.virtio_mmio).enumerate() {
             let line = kvm.line(slot.gsi)?;
             let serving: Vec<IoHandle> = if face.blocks() {
-                let own = spawn_io(&format!("dev{index}"), &lifecycle, &threads)?;
-                let handle = own.handle();
+                let own = IdleIo::new(format!("dev{index}"))?;
+                let handle = own.prepared.handle();
                 io.push(own);
                 vec![handle]
             } else {
@@ -246,13 +246,13 @@ impl Assembly {
         let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
         let exits: Arc<[Arc<ExitCounter>]> = cpus.iter().map(|_| Arc::default()).collect();
         let watcher = HaltWatcher::new(observed.clone(), lifecycle.clone());
-        let [first, ..] = handles.as_slice() else {
+        let [first, ..] = io.as_mut_slice() else {
             unreachable!("validated: at least one I/O thread")
         };
-        first.add(Box::new(watcher))?;
-        for input in inputs {
-            first.add(input)?;
-        }
+        first.prepared.add(Box::new(watcher));
+        inputs
+            .into_iter()
+            .for_each(|input| first.prepared.add(input));
 
         let buses = Arc::new(Buses { pio, mmio });
         let vcpus = cpus
@@ -272,7 +272,7 @@ impl Assembly {
         // Everything has been checked: from here on images may change.
         controls.disks.iter().try_for_each(DiskControl::begin)?;
         let machine = Machine {
-            io,
+            io: Vec::new(),
             controls: Arc::new(controls),
             console: Some(guard),
             command,
@@ -282,22 +282,8 @@ impl Assembly {
             lifecycle,
             _kvm: kvm,
         };
-        Ok(Vm { vcpus, machine })
+        Ok(Vm { vcpus, io, machine })
     }
-}
-
-/// An I/O thread whose failure ends the VM.
-fn spawn_io(
-    name: &str,
-    lifecycle: &Arc<Lifecycle>,
-    threads: &Threads,
-) -> Result<IoThread, IoError> {
-    let failed = Arc::downgrade(lifecycle);
-    IoThread::spawn_after(threads.prelude(name), name, move |error| {
-        if let Some(lifecycle) = failed.upgrade() {
-            lifecycle.end(Err(VmError::Io(error)));
-        }
-    })
 }
 
 fn device(what: &'static str) -> impl FnOnce(std::io::Error) -> BuildError {

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use devices::io::IoThread;
+use devices::io::{IoError, IoThread, PreparedIo};
 use devices::legacy::power::PowerButton;
 use devices::legacy::{MachineEvent, MachineEvents};
 use devices::mem::GuestMemory;
@@ -201,7 +201,37 @@ pub struct Vm {
     // The order of the fields is the order of the end: threads before the console they write to, and
     // both before the VM itself.
     pub(crate) vcpus: Vec<VcpuThread>,
+    pub(crate) io: Vec<IdleIo>,
     pub(crate) machine: Machine,
+}
+
+/// An I/O loop that waits for its VM to run.
+#[derive(Debug)]
+pub(crate) struct IdleIo {
+    /// What its thread will be called.
+    pub name: String,
+    /// What it will do.
+    pub prepared: PreparedIo,
+}
+
+impl IdleIo {
+    /// A loop of no tasks.
+    pub fn new(name: String) -> Result<Self, IoError> {
+        let prepared = PreparedIo::new()?;
+        Ok(Self { name, prepared })
+    }
+
+    /// Starts its thread, whose failure ends the VM.
+    fn start(self, lifecycle: &Arc<Lifecycle>, threads: &Threads) -> Result<IoThread, IoError> {
+        let failed = Arc::downgrade(lifecycle);
+        let failed = move |error| {
+            if let Some(lifecycle) = failed.upgrade() {
+                lifecycle.end(Err(VmError::Io(error)));
+            }
+        };
+        self.prepared
+            .start(&self.name, threads.prelude(&self.name), failed)
+    }
 }
 
 /// All of a VM but its vCPUs.
@@ -242,7 +272,7 @@ impl Vm {
     /// # Errors
     /// A thread could not be started; the VM is gone.
     pub fn run(self) -> Result<Running, VmError> {
-        let Self { vcpus, machine } = self;
+        let Self { vcpus, io, machine } = self;
         let mut running = Running { machine };
         if let Some(command) = &mut running.machine.command {
             command
@@ -274,6 +304,17 @@ impl Vm {
                     }
                 }
             }
+        }
+        // After the vCPUs: a guest takes longer to its first use of a device than a thread to its start.
+        // Where one does not start, its loop is gone before the vCPUs that may wait for it are joined.
+        let Machine {
+            io: running_io,
+            lifecycle,
+            threads,
+            ..
+        } = &mut running.machine;
+        for idle in io {
+            running_io.push(idle.start(lifecycle, threads).map_err(VmError::Io)?);
         }
         Ok(running)
     }

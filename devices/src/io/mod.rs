@@ -12,4 +12,4 @@ pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};
 #[cfg(any(test, feature = "testing"))]
 pub use thread::IoLoop;
-pub use thread::{IoError, IoHandle, IoTask, IoThread, TaskId};
+pub use thread::{IoError, IoHandle, IoTask, IoThread, PreparedIo, TaskId};

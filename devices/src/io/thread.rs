@@ -38,6 +38,13 @@ pub enum IoError {
     Panicked(String),
 }
 
+/// A loop that is being filled and has no thread yet: its first tasks need not be handed over to one, which
+/// would take two wake-ups each.
+pub struct PreparedIo {
+    manager: EventManager<IoTask>,
+    endpoint: RemoteEndpoint<IoTask>,
+}
+
 /// A running I/O thread. Dropping it ends the loop, drops the tasks on their own thread, and joins.
 pub struct IoThread {
     endpoint: RemoteEndpoint<IoTask>,
@@ -63,31 +70,44 @@ enum Way {
 #[derive(Clone)]
 pub struct IoLoop(Arc<std::sync::Mutex<EventManager<IoTask>>>);
 
-impl IoThread {
-    /// Starts a thread called `name`. If its loop fails, which takes a broken host or a bug, `failed`
-    /// is told, once, and the thread ends.
+impl PreparedIo {
+    /// A loop of no tasks.
     ///
     /// # Errors
-    /// The loop or the thread could not be made.
-    pub fn spawn(
-        name: &str,
-        failed: impl FnOnce(IoError) + Send + 'static,
-    ) -> Result<Self, IoError> {
-        Self::spawn_after(|| (), name, failed)
+    /// No descriptors are left.
+    pub fn new() -> Result<Self, IoError> {
+        // Tasks are few; the default of 256 pending events would only be memory touched for nothing.
+        let manager = EventManager::new_with_capacity(32)?;
+        let endpoint = manager.remote_endpoint();
+        Ok(Self { manager, endpoint })
     }
 
-    /// As [`spawn`](Self::spawn); the thread does `first` before anything else.
+    /// A handle to give work to the thread to come. Whoever uses it waits until there is one.
+    #[must_use]
+    pub fn handle(&self) -> IoHandle {
+        IoHandle(Way::Thread(self.endpoint.clone()))
+    }
+
+    /// Lets the loop own `task`, and watches its descriptors from the start.
+    pub fn add(&mut self, task: IoTask) {
+        self.manager.add_subscriber(task);
+    }
+
+    /// Starts a thread called `name`, which does `first` before anything else. If its loop fails, which
+    /// takes a broken host or a bug, `failed` is told, once, and the thread ends.
     ///
     /// # Errors
-    /// As for [`spawn`](Self::spawn).
-    pub fn spawn_after(
-        first: impl FnOnce() + Send + 'static,
+    /// The thread could not be made. The loop is gone, and whoever waits for it is told so.
+    pub fn start(
+        self,
         name: &str,
+        first: impl FnOnce() + Send + 'static,
         failed: impl FnOnce(IoError) + Send + 'static,
-    ) -> Result<Self, IoError> {
-        // Tasks are few; the default of 256 pending events would only be memory touched for nothing.
-        let mut manager = EventManager::<IoTask>::new_with_capacity(32)?;
-        let endpoint = manager.remote_endpoint();
+    ) -> Result<IoThread, IoError> {
+        let Self {
+            mut manager,
+            endpoint,
+        } = self;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let body = move || {
@@ -109,11 +129,24 @@ impl IoThread {
             .name(name.to_owned())
             .spawn(body)
             .map_err(IoError::Spawn)?;
-        Ok(Self {
+        Ok(IoThread {
             endpoint,
             stop,
             thread: Some(thread),
         })
+    }
+}
+
+impl IoThread {
+    /// Starts a thread called `name` whose loop has no tasks.
+    ///
+    /// # Errors
+    /// The loop or the thread could not be made.
+    pub fn spawn(
+        name: &str,
+        failed: impl FnOnce(IoError) + Send + 'static,
+    ) -> Result<Self, IoError> {
+        PreparedIo::new()?.start(name, || (), failed)
     }
 
     /// A handle to give work to this thread.
@@ -219,6 +252,12 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "no message".to_owned())
 }
 
+impl fmt::Debug for PreparedIo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreparedIo").finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for IoThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoThread")
@@ -307,6 +346,32 @@ mod tests {
             handle.add(Box::new(late)).is_err(),
             "a dead loop refuses work"
         );
+    }
+
+    #[test]
+    fn tasks_that_were_there_before_the_thread_get_their_events() {
+        let (event, task, seen) = echo(false);
+        let mut prepared = PreparedIo::new().unwrap();
+        prepared.add(Box::new(task));
+        event.write(1).unwrap();
+        assert!(seen.try_recv().is_err(), "nothing runs yet");
+        let (first, began) = channel();
+        let first = move || first.send("first").unwrap();
+        let thread = prepared.start("io", first, |error| panic!("{error}"));
+        assert_eq!(began.recv(), Ok("first"));
+        assert_eq!(seen.recv(), Ok("event"));
+        drop(thread.unwrap());
+        assert_eq!(seen.recv(), Ok("dropped"));
+    }
+
+    #[test]
+    fn who_waits_for_a_thread_that_never_comes_is_told() {
+        let prepared = PreparedIo::new().unwrap();
+        let handle = prepared.handle();
+        let (_event, task, _seen) = echo(false);
+        let waits = std::thread::spawn(move || handle.add(Box::new(task)));
+        drop(prepared);
+        assert!(waits.join().unwrap().is_err());
     }
 
     #[test]
