@@ -1,15 +1,15 @@
 //! From settings to a machine that is ready to run.
 //!
-//! Everything the user may have got wrong is found before KVM is opened: the settings first, then the
-//! images, then the kernel, which is read straight into guest memory. Runs on the embedder's thread.
+//! Everything the user may have got wrong is said before what KVM has to say: the settings first, then the
+//! images, then the kernel, which is read straight into guest memory while KVM makes the VM. Runs on the
+//! embedder's thread, and KVM's part on one that is gone when the machine is there.
 
-use std::fs::File;
-use std::path::Path;
+mod make;
+
 use std::sync::Arc;
 
 use arch::board::{Board, MmioSlot};
-use arch::kernel::{self, Initrd, Loaded};
-use arch::x86_64::{boot, layout, memory as ram};
+use arch::x86_64::layout;
 use devices::bus::Bus;
 use devices::io::{IoHandle, IoTask};
 use devices::legacy::i8042::{self, I8042};
@@ -28,12 +28,13 @@ use crate::console::{AttachedConsole, Console, StartedConsole};
 use crate::error::BuildError;
 use crate::events::{EventNotes, EventSender};
 use crate::halt::HaltWatcher;
-use crate::kvm::vm::{KvmVm, refused};
+use crate::kvm::vm::refused;
 use crate::lifecycle::{IdleIo, Lifecycle, Machine, Vm};
 use crate::net::Starting;
 use crate::threads::{ThreadHooks, Threads};
 use crate::vcpu::thread::{Observed, VcpuThread};
 use crate::vcpu::{Buses, Cpus, ExitCounter, kick};
+use make::{Images, Made};
 
 /// Assembles a VM.
 #[derive(Debug)]
@@ -135,26 +136,27 @@ impl VmBuilder {
             Some(command) => command::initramfs(&config, command)?,
             None => Vec::new(),
         };
-        let (memory, loaded) = load(&config, &cmdline, &appended)?;
+        let images = Images::open(&config)?;
+        let memory = images.memory()?;
+        let board = Board {
+            cpus: config.cpus,
+            acpi,
+            second_serial_port: config.command.is_some(),
+            virtio_mmio: slots,
+        };
+        let made = images.make(&memory, &board, &cmdline, &appended)?;
         let command = match &config.command {
             Some(_) => Some(CommandLine::new(command_io, controls.vsock.as_ref())?),
             None => None,
         };
-        let board = Board {
-            cpus: config.cpus,
-            acpi,
-            second_serial_port: command.is_some(),
-            virtio_mmio: slots,
-        };
-        boot::configure(&memory, &board, &loaded)?;
         helpers.iter().try_for_each(Starting::ready)?;
-        if let Some(hint) = loaded.memory_hint(config.mem.as_bytes()) {
+        if let Some(hint) = made.loaded.memory_hint(config.mem.as_bytes()) {
             log::warn!("{hint}");
         }
         Assembly {
             board,
             memory,
-            loaded,
+            made,
             devices,
             controls,
             io_threads: config.io_threads,
@@ -171,7 +173,7 @@ impl VmBuilder {
 struct Assembly {
     board: Board,
     memory: GuestMemory,
-    loaded: Loaded,
+    made: Made,
     devices: Vec<Box<dyn VirtioDevice>>,
     controls: Controls,
     io_threads: u8,
@@ -186,7 +188,7 @@ impl Assembly {
         let Self {
             board,
             memory,
-            loaded,
+            made,
             devices,
             controls,
             io_threads,
@@ -195,7 +197,13 @@ impl Assembly {
             mut command,
             threads,
         } = self;
-        let kvm = Arc::new(KvmVm::new(memory.clone(), board.cpus, !board.acpi)?);
+        let Made {
+            loaded,
+            kvm,
+            vcpus,
+            processor,
+        } = made;
+        let kvm = Arc::new(kvm);
         kick::install().map_err(refused("a signal handler for its vCPUs"))?;
         let lifecycle = Arc::new(Lifecycle::new(memory.clone(), notes).map_err(device("event"))?);
         let mut io: Vec<IdleIo> = (0..io_threads)
@@ -237,14 +245,14 @@ impl Assembly {
             mmio.insert(slot.base, mmio::LEN, Arc::new(transport))?;
         }
 
-        let cpus = Cpus {
-            vm: &kvm,
+        Cpus {
+            processor: &processor,
             count: board.cpus,
             loaded: &loaded,
         }
-        .create()?;
-        let observed: Vec<Arc<Observed>> = cpus.iter().map(|_| Arc::default()).collect();
-        let exits: Arc<[Arc<ExitCounter>]> = cpus.iter().map(|_| Arc::default()).collect();
+        .set_up(&vcpus)?;
+        let observed: Vec<Arc<Observed>> = vcpus.iter().map(|_| Arc::default()).collect();
+        let exits: Arc<[Arc<ExitCounter>]> = vcpus.iter().map(|_| Arc::default()).collect();
         let watcher = HaltWatcher::new(observed.clone(), lifecycle.clone());
         let [first, ..] = io.as_mut_slice() else {
             unreachable!("validated: at least one I/O thread")
@@ -255,7 +263,7 @@ impl Assembly {
             .for_each(|input| first.prepared.add(input));
 
         let buses = Arc::new(Buses { pio, mmio });
-        let vcpus = cpus
+        let vcpus = vcpus
             .into_iter()
             .zip(observed)
             .zip(exits.iter())
@@ -340,39 +348,4 @@ fn cmdline(config: &VmConfig, default: &str, acpi: bool, slots: &[MmioSlot]) -> 
     words.extend(config.append.clone());
     words.retain(|word| !word.is_empty());
     words.join(" ")
-}
-
-/// Guest memory with kernel, initrd and command line in it.
-fn load(
-    config: &VmConfig,
-    cmdline: &str,
-    appended: &[u8],
-) -> Result<(GuestMemory, Loaded), BuildError> {
-    let mut kernel = open("kernel", &config.kernel)?;
-    let mut initrd = match &config.initrd {
-        Some(path) => Some(open("initrd", path)?),
-        None => None,
-    };
-    let bytes = config.mem.as_bytes();
-    let memory = GuestMemory::from_ranges(&ram::ram_regions(bytes)).map_err(|source| {
-        BuildError::Memory {
-            mib: bytes >> 20,
-            source,
-        }
-    })?;
-    let initrd_parts = Initrd {
-        file: initrd.as_mut(),
-        appended,
-    };
-    let loaded = kernel::load(&memory, &mut kernel, initrd_parts, cmdline)
-        .map_err(|source| BuildError::kernel(source, &config.kernel, config.initrd.as_deref()))?;
-    Ok((memory, loaded))
-}
-
-fn open(what: &'static str, path: &Path) -> Result<File, BuildError> {
-    File::open(path).map_err(|source| BuildError::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    })
 }

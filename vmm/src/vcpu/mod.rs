@@ -10,4 +10,4 @@ pub(crate) use count::ExitCounter;
 pub use count::ExitCounts;
 pub use exit::EmulationFailure;
 pub(crate) use exit::{Buses, after_reset};
-pub(crate) use setup::Cpus;
+pub(crate) use setup::{Cpus, processor};

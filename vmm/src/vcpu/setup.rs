@@ -1,19 +1,26 @@
-//! Making vCPUs: what each shows of the processor, and the state the first one starts in.
+//! Setting up vCPUs: what each shows of the processor, and the state the first one starts in.
 
 use std::arch::x86_64::{__cpuid, CpuidResult};
 
 use arch::kernel::Loaded;
 use arch::x86_64::{cpuid, msr, regs};
-use kvm_bindings::{CpuId, Msrs};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-use crate::kvm::vm::{KvmError, KvmVm, refused};
+use crate::kvm::vm::{KvmError, refused, supported_cpuid};
+
+/// What vCPUs can show of this host's processor: what KVM can, and its name.
+pub(crate) fn processor() -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
+    let mut supported = supported_cpuid()?.as_slice().to_vec();
+    cpuid::set_brand(&mut supported, &host_brand());
+    Ok(supported)
+}
 
 /// The processors of a machine in the making.
 pub(crate) struct Cpus<'a> {
-    /// The VM they belong to.
-    pub vm: &'a KvmVm,
+    /// What they can show.
+    pub processor: &'a [kvm_cpuid_entry2],
     /// How many there are.
     pub count: u8,
     /// What the first one starts.
@@ -21,23 +28,18 @@ pub(crate) struct Cpus<'a> {
 }
 
 impl Cpus<'_> {
-    /// All vCPUs, ready to run: the first at the kernel's entry, the others waiting to be started.
-    pub fn create(&self) -> Result<Vec<VcpuFd>, KvmError> {
-        let mut supported = self.vm.supported_cpuid()?.as_slice().to_vec();
-        cpuid::set_brand(&mut supported, &host_brand());
-        (0..self.count)
-            .map(|id| {
-                let vcpu = self.vm.vcpu(id)?;
-                let shown = cpuid::for_vcpu(&supported, id, self.count);
-                let shown = CpuId::from_entries(&shown).map_err(|_| too_many("KVM_SET_CPUID2"))?;
-                vcpu.set_cpuid2(&shown).map_err(refused("KVM_SET_CPUID2"))?;
-                set_msrs(&vcpu)?;
-                if id == 0 {
-                    self.start(&vcpu)?;
-                }
-                Ok(vcpu)
-            })
-            .collect()
+    /// Makes vCPUs ready to run: the first at the kernel's entry, the others waiting to be started.
+    pub fn set_up(&self, vcpus: &[VcpuFd]) -> Result<(), KvmError> {
+        for (id, vcpu) in (0..self.count).zip(vcpus) {
+            let shown = cpuid::for_vcpu(self.processor, id, self.count);
+            let shown = CpuId::from_entries(&shown).map_err(|_| too_many("KVM_SET_CPUID2"))?;
+            vcpu.set_cpuid2(&shown).map_err(refused("KVM_SET_CPUID2"))?;
+            set_msrs(vcpu)?;
+            if id == 0 {
+                self.start(vcpu)?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts the boot processor at the kernel's entry.
