@@ -35,7 +35,8 @@ impl From<Wake> for EventSet {
 
 /// One lane of an activated device, ready to be handed to an I/O thread.
 pub struct Session {
-    worker: Box<dyn QueueWorker>,
+    /// None after a fault.
+    worker: Option<Box<dyn QueueWorker>>,
     queues: Vec<Queue>,
     /// One per queue, written by KVM; shared with the transport, which kicks where KVM cannot.
     kicks: Arc<[EventFd]>,
@@ -45,7 +46,6 @@ pub struct Session {
     /// Of each queue, how far the used ring was when the driver was last told of it.
     announced: Vec<u16>,
     sources: Vec<Source>,
-    faulted: bool,
 }
 
 /// What a transport puts into a [`Session`] beside the worker.
@@ -77,7 +77,7 @@ impl Session {
         } = parts;
         let sources = worker.sources();
         Self {
-            worker,
+            worker: Some(worker),
             announced: queues.iter().map(Queue::next_used).collect(),
             queues,
             kicks,
@@ -85,7 +85,6 @@ impl Session {
             features,
             interrupt,
             sources,
-            faulted: false,
         }
     }
 
@@ -95,8 +94,11 @@ impl Session {
         &mut self,
         step: impl FnOnce(&mut dyn QueueWorker, &mut QueueIo<'_>) -> Result<(), DeviceFault>,
     ) -> Result<(), DeviceFault> {
+        let Some(worker) = &mut self.worker else {
+            return Ok(());
+        };
         let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
-        let outcome = step(self.worker.as_mut(), &mut io);
+        let outcome = step(worker.as_mut(), &mut io);
         let (completed, empty, cut_short) = (io.completed(), io.empty(), io.cut_short());
         // What was completed before a fault is announced all the same.
         self.announce(completed)?;
@@ -180,13 +182,14 @@ impl Session {
             .collect()
     }
 
-    /// The device stays down until the driver resets it.
+    /// The device stays down until the driver resets it. Its worker goes now: it would not be called again,
+    /// whoever waited for it.
     fn fault(&mut self, fault: &DeviceFault, ops: &mut EventOps) {
         log::warn!("virtio device needs reset: {fault}");
-        self.faulted = true;
         for events in self.events() {
             let _ = ops.remove(events);
         }
+        self.worker = None;
         self.interrupt.needs_reset();
     }
 }
@@ -208,9 +211,6 @@ impl MutEventSubscriber for Session {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
-        if self.faulted {
-            return;
-        }
         if let Err(fault) = self.dispatch(events.data()) {
             self.fault(&fault, ops);
         }
@@ -231,7 +231,7 @@ impl fmt::Debug for Session {
         f.debug_struct("Session")
             .field("queues", &self.queues)
             .field("features", &self.features)
-            .field("faulted", &self.faulted)
+            .field("faulted", &self.worker.is_none())
             .finish_non_exhaustive()
     }
 }
