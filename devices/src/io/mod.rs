@@ -7,6 +7,7 @@ mod session;
 mod tests;
 mod thread;
 mod used;
+mod walk;
 
 pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};

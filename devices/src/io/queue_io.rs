@@ -6,10 +6,12 @@
 
 use std::sync::atomic::Ordering;
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, GuestMemoryBackend};
 
 use super::used;
+use super::walk::Walk;
 use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::virtio::{DeviceFault, Features, QueueIndex};
 
@@ -91,6 +93,13 @@ impl QueueSet {
         if queue.0 < MAX_QUEUES {
             self.0 |= 1 << queue.0;
         }
+    }
+
+    /// The queues in it.
+    pub fn iter(self) -> impl Iterator<Item = QueueIndex> {
+        (0..MAX_QUEUES)
+            .map(QueueIndex)
+            .filter(move |queue| self.contains(*queue))
     }
 
     /// Takes `queue` out of the set.
@@ -182,62 +191,24 @@ impl<'m> QueueIo<'m> {
             // for it to run empty wait for good.
             .ok_or_else(|| ring(QueueError::InvalidAvailRingIndex))?;
         let head = descriptors.head_index();
-        let fault = |reason| DeviceFault::Chain {
-            queue,
-            head,
-            reason,
-        };
-
-        let mut chain = Chain {
-            head,
-            readable: Vec::new(),
-            writable: Vec::new(),
-            last_writable: None,
-        };
-        let mut count = 0u16;
-        let mut bytes = 0u64;
-        let mut unfinished = true;
-        for descriptor in descriptors.by_ref() {
-            count += 1;
-            if count > longest {
-                return Err(fault("longer than its queue"));
-            }
-            let side = if descriptor.is_write_only() {
-                &mut chain.writable
-            } else if chain.writable.is_empty() {
-                &mut chain.readable
-            } else {
-                return Err(fault(
-                    "a device-readable buffer follows a device-writable one",
-                ));
-            };
-            let len =
-                usize::try_from(descriptor.len()).map_err(|_| fault("a buffer is too long"))?;
-            if len == 0 {
-                return Err(fault("an empty buffer"));
-            }
-            // A buffer may straddle two memory regions; it is then two slices.
-            for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len) {
-                side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
-            }
-            if descriptor.is_write_only() {
-                chain.last_writable = descriptor
-                    .addr()
-                    .checked_add(u64::from(descriptor.len()) - 1);
-            }
-            bytes += u64::from(descriptor.len());
-            unfinished = descriptor.has_next();
-        }
-        // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
-        // descriptor without NEXT.
-        if unfinished {
-            return Err(fault(
-                "a loop, a link that leads out of the table, or more than 4 GiB",
-            ));
-        }
+        let (chain, bytes) = gather(self.memory, queue, head, longest, descriptors.by_ref())?;
         self.budget.chains -= 1;
         self.charge(bytes);
         Ok(Some(chain))
+    }
+
+    /// The chain that was popped from `queue` as `head` and not given back, once more: as the driver has it
+    /// now.
+    ///
+    /// # Errors
+    /// As for [`pop`](Self::pop).
+    pub fn again(&mut self, queue: QueueIndex, head: u16) -> Result<Chain<'m>, DeviceFault> {
+        let memory = self.memory;
+        let q = self.queue(queue)?;
+        let walk = Walk::new(memory, GuestAddress(q.desc_table()), q.size(), head);
+        let (chain, bytes) = gather(memory, queue, head, q.max_size(), walk)?;
+        self.charge(bytes);
+        Ok(chain)
     }
 
     /// Counts work of so many bytes against the event's share, beyond what lies in the buffers: a few bytes
@@ -319,4 +290,66 @@ impl<'m> QueueIo<'m> {
                 source: QueueError::QueueNotReady,
             })
     }
+}
+
+/// The chain `head` of `queue`, all of its descriptors checked, and the bytes in its buffers.
+fn gather<'m>(
+    memory: &'m GuestMemory,
+    queue: QueueIndex,
+    head: u16,
+    longest: u16,
+    descriptors: impl Iterator<Item = Descriptor>,
+) -> Result<(Chain<'m>, u64), DeviceFault> {
+    let fault = |reason| DeviceFault::Chain {
+        queue,
+        head,
+        reason,
+    };
+    let mut chain = Chain {
+        head,
+        readable: Vec::new(),
+        writable: Vec::new(),
+        last_writable: None,
+    };
+    let mut count = 0u16;
+    let mut bytes = 0u64;
+    let mut unfinished = true;
+    for descriptor in descriptors {
+        count += 1;
+        if count > longest {
+            return Err(fault("longer than its queue"));
+        }
+        let side = if descriptor.is_write_only() {
+            &mut chain.writable
+        } else if chain.writable.is_empty() {
+            &mut chain.readable
+        } else {
+            return Err(fault(
+                "a device-readable buffer follows a device-writable one",
+            ));
+        };
+        let len = usize::try_from(descriptor.len()).map_err(|_| fault("a buffer is too long"))?;
+        if len == 0 {
+            return Err(fault("an empty buffer"));
+        }
+        // A buffer may straddle two memory regions; it is then two slices.
+        for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len) {
+            side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
+        }
+        if descriptor.is_write_only() {
+            chain.last_writable = descriptor
+                .addr()
+                .checked_add(u64::from(descriptor.len()) - 1);
+        }
+        bytes += u64::from(descriptor.len());
+        unfinished = descriptor.has_next();
+    }
+    // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
+    // descriptor without NEXT.
+    if unfinished {
+        return Err(fault(
+            "a loop, a link that leads out of the table, or more than 4 GiB",
+        ));
+    }
+    Ok((chain, bytes))
 }
