@@ -9,6 +9,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 
+use thiserror::Error;
+
 use super::image::ImageError;
 use crate::mem::GuestSlice;
 
@@ -26,6 +28,32 @@ pub struct DiskInfo {
     pub block_size: u32,
     /// Discard and write-zeroes give space back to the host.
     pub discard: bool,
+}
+
+/// Why a disk cannot have a size.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ResizeError {
+    /// Its format, or an overlay, was made for a size.
+    #[error("only a disk of one raw image, without an overlay, can have another size")]
+    Fixed,
+    /// A size that none can have.
+    #[error("its size cannot be {bytes} bytes, only a multiple of {block}, and not 0")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+        /// What it must be a multiple of.
+        block: u64,
+    },
+    /// It may not be written.
+    #[error("it is read-only; change the image itself, then have the VM look at its size again")]
+    ReadOnly,
+    /// A block device is as large as it is.
+    #[error("a block device is resized on the host; then have the VM look at its size again")]
+    Device,
+    /// The host refused.
+    #[error("its image cannot be resized: {0}")]
+    Host(#[source] io::Error),
 }
 
 /// Names an operation while it is under way. The device picks it; the lane hands it back. No two
@@ -98,6 +126,18 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// Whether several lanes may be open at once; otherwise the next is opened when the last is gone.
     fn is_parallel(&self) -> bool {
         false
+    }
+    /// Puts everything on stable storage that was reported done. May be called while lanes are in use.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn flush(&self) -> io::Result<()>;
+    /// Gives it a size, or finds out which one its image has now. Called while no lane is open.
+    ///
+    /// # Errors
+    /// It keeps the one it has.
+    fn resize(&self, _bytes: Option<u64>) -> Result<u64, ResizeError> {
+        Err(ResizeError::Fixed)
     }
     /// A way to the data for one thread, with at most `depth` operations under way.
     ///

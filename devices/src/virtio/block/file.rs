@@ -7,7 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +19,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use super::buffers::{self, Buffers};
 use super::direct::{self, Alignment};
-use super::disk::SECTOR;
+use super::disk::{ResizeError, SECTOR};
 use super::image::{self, Access, Image, ImageError};
 
 /// Zeroes that are written at a time where the host cannot be told to clear a range.
@@ -41,6 +41,8 @@ pub(super) struct DiskFile {
     punch: AtomicBool,
     /// Ranges can be zeroed in place.
     zero_range: AtomicBool,
+    /// The host could not store what it had taken, and has forgotten it since.
+    lost: AtomicBool,
 }
 
 impl DiskFile {
@@ -67,6 +69,7 @@ impl DiskFile {
             discard,
             punch: AtomicBool::new(discard != Discard::Never),
             zero_range: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -82,6 +85,7 @@ impl DiskFile {
             discard: Discard::Punch,
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +102,27 @@ impl DiskFile {
     /// Changes the size.
     pub(super) fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+
+    /// Gives it a size that a disk can have, or finds out which one it has now.
+    pub(super) fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
+        let host = ResizeError::Host;
+        let metadata = self.file.metadata().map_err(host)?;
+        let is_device = metadata.file_type().is_block_device();
+        let len = match bytes {
+            Some(_) if is_device => return Err(ResizeError::Device),
+            Some(bytes) => bytes,
+            // A block device's metadata has no size. Nobody reads where the file stands.
+            None => seek(&self.file, SeekFrom::End(0)).map_err(|error| host(error.into()))?,
+        };
+        let block = self.direct.map_or(SECTOR, |align| align.offset.max(SECTOR));
+        if len == 0 || !len.is_multiple_of(block) {
+            return Err(ResizeError::Size { bytes: len, block });
+        }
+        if bytes.is_some() {
+            self.file.set_len(len).map_err(host)?;
+        }
+        Ok(len)
     }
 
     /// Where the next bytes from `offset` on are that are not a hole; none if only a hole is left.
@@ -122,6 +147,7 @@ impl DiskFile {
             discard: Discard::Never,
             punch: AtomicBool::new(false),
             zero_range: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
         }
     }
 
@@ -177,7 +203,29 @@ impl DiskFile {
 
     /// Makes everything written durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.may_sync()?;
+        self.file
+            .sync_data()
+            .inspect_err(|error| self.sync_failed(error))
+    }
+
+    /// Whether a sync would mean what it says. Linux tells of each failure once, and takes the pages that
+    /// it could not write for clean (fsync(2)): a second sync that succeeds would be a lie.
+    pub(super) fn may_sync(&self) -> io::Result<()> {
+        match self.lost.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(io::Error::other(
+                "the host has lost what was written to it before",
+            )),
+        }
+    }
+
+    /// A sync has failed. Around the page cache there is nothing that can have been lost by it.
+    pub(super) fn sync_failed(&self, error: &io::Error) {
+        let errno = error.raw_os_error();
+        if self.direct.is_none() && matches!(errno, Some(libc::EIO | libc::ENOSPC | libc::EDQUOT)) {
+            self.lost.store(true, Ordering::Release);
+        }
     }
 
     /// Gives the space of a range back.

@@ -7,9 +7,10 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::buffers::Buffers;
-use super::disk::DiskInfo;
+use super::disk::{DiskInfo, ResizeError};
 use super::file::DiskFile;
 use super::image::{Access, ImageError};
 use super::layout::{Layout, Map};
@@ -20,7 +21,10 @@ use super::store::{Place, Span, Store};
 pub(super) struct Raw {
     files: Vec<DiskFile>,
     map: Map,
+    /// As it was opened.
     info: DiskInfo,
+    /// Bytes now.
+    capacity: AtomicU64,
     /// Some file cannot have parts of a block written to it by two at once.
     has_blocks: bool,
 }
@@ -69,6 +73,7 @@ impl Raw {
             has_blocks: files.iter().any(|file| file.exclusive_block().is_some()),
             files,
             map,
+            capacity: AtomicU64::new(info.capacity),
             info,
         }
     }
@@ -110,7 +115,10 @@ impl Raw {
 
 impl Store for Raw {
     fn info(&self) -> DiskInfo {
-        self.info
+        DiskInfo {
+            capacity: self.capacity.load(Ordering::Acquire),
+            ..self.info
+        }
     }
 
     fn is_parallel(&self) -> bool {
@@ -158,6 +166,18 @@ impl Store for Raw {
 
     fn flush(&self) -> io::Result<()> {
         self.files.iter().try_for_each(DiskFile::sync)
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
+        let [file] = self.files.as_slice() else {
+            return Err(ResizeError::Fixed);
+        };
+        if bytes.is_some() && self.info.read_only {
+            return Err(ResizeError::ReadOnly);
+        }
+        let len = file.resize(bytes)?;
+        self.capacity.store(len, Ordering::Release);
+        Ok(len)
     }
 
     fn flushed_by_sync(&self) -> Option<usize> {

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::buffers::Buffers;
-use super::disk::{Disk, DiskInfo, DiskLane};
+use super::disk::{Disk, DiskInfo, DiskLane, ResizeError};
 use super::engine::{self, Engine};
 use super::file::DiskFile;
 use super::image::ImageError;
@@ -97,6 +97,13 @@ pub(super) trait Store: fmt::Debug + Send + Sync {
     /// # Errors
     /// It is not.
     fn flush(&self) -> io::Result<()>;
+    /// See [`Disk::resize`].
+    ///
+    /// # Errors
+    /// It keeps the size it has.
+    fn resize(&self, _bytes: Option<u64>) -> Result<u64, ResizeError> {
+        Err(ResizeError::Fixed)
+    }
     /// How many files from the first on an engine would have to sync, where a flush is that and nothing
     /// more.
     fn flushed_by_sync(&self) -> Option<usize>;
@@ -126,6 +133,14 @@ impl Disk for StoredDisk {
 
     fn is_parallel(&self) -> bool {
         self.store.is_parallel()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.store.flush()
+    }
+
+    fn resize(&self, bytes: Option<u64>) -> Result<u64, ResizeError> {
+        self.store.resize(bytes)
     }
 
     fn lane(&self, depth: u16) -> io::Result<Box<dyn DiskLane>> {

@@ -3,24 +3,31 @@
 //! One for each lane of the device, owned by one I/O thread. The disk may finish an operation at once or later; either way the request
 //! sits in a table of fixed size under the [`Tag`] the disk knows it by, and is answered from there:
 //!
+//! The lane is opened when there is a first request for it, and closed when a control has the requests wait:
+//! they stay in their queues then, and the image may be another when it is opened again.
+//!
 //! ```text
 //! chain ─parse─► Request ─► Flight[tag] ─submit─► Done ───────────────► status byte, used ring
 //!                                │  ▲              Pending ─completed()─►     ▲
 //!                                └──┴── next segment of a discard ◄─┘    (or) ┘
 //! ```
+//!
+//! A request that the host fails is answered so, or kept by its chain's head and begun anew when the disk
+//! goes on.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
-use vm_memory::Bytes;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::disk::{Disk, DiskLane, DiskOp, Progress, Tag};
-use super::request::{Action, Clear, ID_BYTES, Range, Request, Rules, Status, parse};
+use super::disk::{DiskLane, DiskOp, Progress, SECTOR, Tag};
+use super::flight::{Flight, clear_op, fault, put_id};
+use super::request::{Action, Range, Request, Rules, Status, parse};
+use super::shared::Seat;
+use super::statistics::Operation;
 use crate::io::{Chain, QueueIo, QueueSet};
-use crate::iovec::{self, IoVec};
-use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
 use crate::rate::Throttle;
 use crate::virtio::errors::ErrorLog;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
@@ -29,30 +36,13 @@ use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 const DISK: u32 = 0;
 /// More requests may pass.
 const THROTTLE: u32 = 1;
-
-/// A request that the disk has.
-#[derive(Debug)]
-struct Flight {
-    queue: QueueIndex,
-    head: u16,
-    status: GuestAddress,
-    room: u32,
-    /// Bytes of the room that are filled when all goes well.
-    fills: u32,
-    /// For the log.
-    what: &'static str,
-    /// Segments still to do, last one first.
-    rest: Vec<Range>,
-}
+/// Requests are to wait, or to go on.
+const BELL: u32 = 2;
 
 /// What the face hands to each of its workers.
 #[derive(Debug, Clone)]
 pub(super) struct Work {
-    /// The disk.
-    pub(super) disk: Arc<dyn Disk>,
-    /// What it is called.
-    pub(super) id: Arc<str>,
-    /// What is served.
+    /// What is served, but for the size of the disk, which may change.
     pub(super) rules: Rules,
     /// Without a flush request the driver takes every finished write for durable: §5.2.6.2.
     pub(super) through: bool,
@@ -70,6 +60,8 @@ pub(super) struct Worker {
     lane: Option<Box<dyn DiskLane>>,
     /// What the lane wakes.
     wake: Epoll,
+    /// Somebody waits until nothing is under way.
+    called: bool,
     table: Table,
 }
 
@@ -77,7 +69,15 @@ pub(super) struct Worker {
 #[derive(Debug)]
 struct Table {
     work: Work,
+    seat: Seat,
+    /// Which of the disk's tallies is this lane's.
+    tally: usize,
     throttle: Throttle,
+    /// When what is begun now was taken, and what ends now has ended.
+    now: Instant,
+    /// Requests that the host has failed, by their chains, which are begun anew when the disk goes on. Never
+    /// more than a queue has.
+    kept: Vec<(QueueIndex, u16)>,
     /// What a disk has; its index is the tag.
     flights: Vec<Option<Flight>>,
     /// Tags without a flight.
@@ -86,13 +86,14 @@ struct Table {
 }
 
 impl Worker {
-    /// A worker that serves `queues` as fast as `throttle` lets it, with at most `depth` requests under way
-    /// in all of them.
+    /// A worker at `seat` that serves `queues` as fast as `throttle` lets it, with at most `depth` requests
+    /// under way in all of them.
     ///
     /// # Errors
     /// No descriptors are left.
     pub(super) fn new(
         work: Work,
+        seat: Seat,
         queues: QueueSet,
         throttle: Throttle,
         depth: u16,
@@ -102,9 +103,14 @@ impl Worker {
             depth,
             lane: None,
             wake: Epoll::new()?,
+            called: false,
             table: Table {
                 work,
+                seat,
+                tally: queues.iter().next().map_or(0, |first| first.0.into()),
                 throttle,
+                now: Instant::now(),
+                kept: Vec::new(),
                 flights: (0..depth).map(|_| None).collect(),
                 free: (0..u32::from(depth)).rev().map(Tag).collect(),
                 errors: ErrorLog::default(),
@@ -115,7 +121,9 @@ impl Worker {
     /// The lane, and what goes through it.
     fn open(&mut self) -> Result<(&mut dyn DiskLane, &mut Table), DeviceFault> {
         if self.lane.is_none() {
-            let opened = self.table.work.disk.lane(self.depth).and_then(|lane| {
+            let disk = self.table.seat.shared.disk();
+            self.table.work.rules.sectors = disk.info().capacity / SECTOR;
+            let opened = disk.lane(self.depth).and_then(|lane| {
                 if let Some(event) = lane.completion_event() {
                     watch(&self.wake, event)?;
                 }
@@ -131,6 +139,43 @@ impl Worker {
             None => unreachable!("just opened"),
         }
     }
+
+    /// Once nothing is under way, says so to whoever waits for that, and lets go of the image.
+    fn rest_if_called(&mut self) {
+        if self.called && !self.table.is_busy() {
+            self.called = false;
+            self.lane = None;
+            self.table.seat.rest();
+        }
+    }
+
+    /// The bell has rung.
+    fn answer_bell(&mut self, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        // Non-blocking: where there is nothing to read, the event was spurious.
+        let _ = self.table.seat.bell.read();
+        self.called = self.table.seat.is_held();
+        if self.called {
+            return Ok(());
+        }
+        let kept = std::mem::take(&mut self.table.kept);
+        if !kept.is_empty() {
+            let (lane, table) = self.open()?;
+            table.now = Instant::now();
+            for (queue, head) in kept {
+                let chain = io.again(queue, head)?;
+                table.serve(lane, queue, chain, io)?;
+            }
+            table.settle(lane, io)?;
+        }
+        let queues: Vec<_> = self
+            .queues
+            .iter()
+            .filter(|queue| io.is_ready(*queue))
+            .collect();
+        queues
+            .into_iter()
+            .try_for_each(|queue| self.on_kick(queue, io))
+    }
 }
 
 fn watch(wake: &Epoll, fd: RawFd) -> io::Result<()> {
@@ -144,19 +189,28 @@ impl QueueWorker for Worker {
             token: DISK,
             wake: Wake::Readable,
         };
-        vec![disk, self.table.throttle.source(THROTTLE)]
+        let bell = Source {
+            fd: self.table.seat.bell.as_raw_fd(),
+            token: BELL,
+            wake: Wake::Readable,
+        };
+        vec![disk, self.table.throttle.source(THROTTLE), bell]
     }
 
     fn on_kick(&mut self, queue: QueueIndex, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        if !self.queues.contains(queue) {
+        // Those that wait are looked for when the bell rings.
+        if !self.queues.contains(queue) || self.table.seat.is_held() {
             return Ok(());
         }
         let (lane, table) = self.open()?;
-        while table.throttle.admits(queue)? {
+        table.now = Instant::now();
+        while !table.seat.is_held() && table.throttle.admits(queue)? {
             let Some(chain) = io.pop(queue)? else { break };
             table.serve(lane, queue, chain, io)?;
         }
-        table.settle(lane, io)
+        table.settle(lane, io)?;
+        self.rest_if_called();
+        Ok(())
     }
 
     fn on_source(&mut self, token: u32, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
@@ -166,13 +220,18 @@ impl QueueWorker for Worker {
                 .into_iter()
                 .try_for_each(|queue| self.on_kick(queue, io));
         }
-        match &mut self.lane {
-            Some(lane) => self.table.settle(lane.as_mut(), io),
-            None => Ok(()),
+        if token == BELL {
+            self.answer_bell(io)?;
+        } else if let Some(lane) = &mut self.lane {
+            self.table.settle(lane.as_mut(), io)?;
         }
+        self.rest_if_called();
+        Ok(())
     }
 
     fn drain(&mut self, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
+        // Their driver is done with them.
+        self.table.kept.clear();
         let Some(lane) = &mut self.lane else {
             return Ok(());
         };
@@ -198,7 +257,7 @@ impl Drop for Worker {
         while self.table.is_busy() {
             let done = lane.completed(true);
             if done.is_empty() {
-                log::error!("disk {}: {}", self.table.work.id, lost_request());
+                log::error!("disk {}: {}", self.table.seat.shared.id, lost_request());
                 return;
             }
             for (tag, _) in done {
@@ -250,17 +309,19 @@ impl Table {
             status,
             room,
             fills: 0,
-            what: "flush",
+            operation: Operation::Flush,
+            bytes: action.bytes(),
+            began: self.now,
             rest: Vec::new(),
         };
         match action {
             Action::Refuse(status) => flight.land(status, io),
             Action::GetId(buffers) => {
-                flight.fills = put_id(&self.work.id, &buffers);
+                flight.fills = put_id(&self.seat.shared.id, &buffers);
                 flight.land(Status::Ok, io)
             }
             Action::Read(offset, buffers) => {
-                (flight.what, flight.fills) = ("read", room);
+                (flight.operation, flight.fills) = (Operation::Read, room);
                 let op = DiskOp::Read {
                     offset,
                     buffers: &buffers,
@@ -268,7 +329,7 @@ impl Table {
                 self.launch(lane, flight, op, io)
             }
             Action::Write(offset, buffers) => {
-                flight.what = "write";
+                flight.operation = Operation::Write;
                 let op = DiskOp::Write {
                     offset,
                     buffers: &buffers,
@@ -279,15 +340,13 @@ impl Table {
             Action::Flush => self.launch(lane, flight, DiskOp::Flush, io),
             Action::Clear(mut ranges) => {
                 // Where the host has no better way, zeroes are written.
-                io.charge(ranges.iter().map(|range| range.len).sum());
+                flight.bytes = ranges.iter().map(|range| range.len).sum();
+                io.charge(flight.bytes);
                 ranges.reverse();
                 let Some(first) = ranges.pop() else {
                     return flight.land(Status::Ok, io);
                 };
-                flight.what = match first.clear {
-                    Clear::Discard => "discard",
-                    Clear::Zero { .. } => "write-zeroes",
-                };
+                flight.operation = first.clear.operation();
                 flight.rest = ranges;
                 self.launch(lane, flight, clear_op(first, self.work.through), io)
             }
@@ -310,7 +369,10 @@ impl Table {
             .ok_or_else(|| fault(flight.queue, "a descriptor is used by two requests"))?;
         self.flights[tag.0 as usize] = Some(flight);
         match lane.submit(tag, op) {
-            Progress::Done(result) => self.advance(lane, tag, result, io),
+            Progress::Done(result) => {
+                self.now = Instant::now();
+                self.advance(lane, tag, result, io)
+            }
             Progress::Pending => Ok(()),
         }
     }
@@ -323,6 +385,7 @@ impl Table {
         done: Vec<(Tag, io::Result<()>)>,
         io: &mut QueueIo<'_>,
     ) -> Result<(), DeviceFault> {
+        self.now = Instant::now();
         let mut outcome = Ok(());
         for (tag, result) in done {
             if outcome.is_ok() {
@@ -353,19 +416,38 @@ impl Table {
             let Some(flight) = self.land(tag) else {
                 log::error!(
                     "disk {}: finished a request that it did not have",
-                    self.work.id
+                    self.seat.shared.id
                 );
                 return Ok(());
             };
-            return match result {
-                Ok(()) => flight.land(Status::Ok, io),
-                Err(error) => {
-                    self.errors
-                        .note(format_args!("disk {}", self.work.id), flight.what, &error);
-                    Flight { fills: 0, ..flight }.land(Status::IoErr, io)
-                }
-            };
+            return self.end(flight, result, io);
         }
+    }
+
+    /// A request has come to its end, good or bad.
+    fn end(
+        &mut self,
+        flight: Flight,
+        result: io::Result<()>,
+        io: &mut QueueIo<'_>,
+    ) -> Result<(), DeviceFault> {
+        let took = self.now.saturating_duration_since(flight.began);
+        let shared = &self.seat.shared;
+        if let Some(tally) = shared.tallies.get(self.tally) {
+            tally.count(flight.operation, flight.bytes, took, result.is_ok());
+        }
+        let Err(error) = result else {
+            return flight.land(Status::Ok, io);
+        };
+        let what = flight.operation.name();
+        if shared.keeps_failed && can_be_mended(&error) {
+            self.kept.push((flight.queue, flight.head));
+            self.seat.stop(what, &error);
+            return Ok(());
+        }
+        self.errors
+            .note(format_args!("disk {}", shared.id), what, &error);
+        Flight { fills: 0, ..flight }.land(Status::IoErr, io)
     }
 
     fn next_range(&mut self, tag: Tag) -> Option<Range> {
@@ -380,55 +462,12 @@ impl Table {
     }
 }
 
-impl Flight {
-    /// Answers the request.
-    ///
-    /// The used length promises that this many bytes *from the start* of the writable buffers were
-    /// written (§2.7.8.2), so the status byte counts only where everything before it was filled.
-    fn land(self, status: Status, io: &mut QueueIo<'_>) -> Result<(), DeviceFault> {
-        put_status(io.memory(), self.status, status)
-            .map_err(|_| fault(self.queue, "the status byte lies outside guest memory"))?;
-        let len = if self.fills == self.room {
-            self.fills.saturating_add(1)
-        } else {
-            self.fills
-        };
-        io.complete(self.queue, self.head, len)
-    }
-}
-
-fn clear_op(range: Range, through: bool) -> DiskOp<'static> {
-    let Range { offset, len, clear } = range;
-    match clear {
-        Clear::Discard => DiskOp::Discard { offset, len },
-        Clear::Zero { unmap } => DiskOp::WriteZeroes {
-            offset,
-            len,
-            unmap,
-            through,
-        },
-    }
-}
-
-/// Writes the disk's name, padded with zeroes, as far as there is room; returns how many bytes.
-fn put_id(id: &str, buffers: &[GuestSlice<'_>]) -> u32 {
-    let mut name = [0; ID_BYTES];
-    for (to, from) in name.iter_mut().zip(id.bytes()) {
-        *to = from;
-    }
-    let buffers: Vec<_> = buffers.iter().map(IoVec::new).collect();
-    // At most ID_BYTES.
-    u32::try_from(iovec::scatter(&buffers, 0, &name)).unwrap_or(0)
-}
-
-fn put_status(
-    memory: &GuestMemory,
-    at: GuestAddress,
-    status: Status,
-) -> Result<(), vm_memory::GuestMemoryError> {
-    memory.write_obj(status as u8, at)
-}
-
-fn fault(queue: QueueIndex, reason: &'static str) -> DeviceFault {
-    DeviceFault::Request { queue, reason }
+/// Whether it makes sense to try again what has failed so: after an error of the host's, or where a file
+/// ends too early, but not where it is known to be lost.
+fn can_be_mended(error: &io::Error) -> bool {
+    let cut = matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::WriteZero
+    );
+    error.raw_os_error().is_some() || cut
 }

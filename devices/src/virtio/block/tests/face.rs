@@ -113,7 +113,7 @@ fn the_disk_comes_back_at_each_reset() {
     let mut bench = Bench::new(info());
     for round in 0..3u8 {
         let mut worker = bench.worker();
-        assert_eq!(worker.sources().len(), 2);
+        assert_eq!(worker.sources().len(), 3);
         let (head, status) = ask(&mut bench.driver, OUT, 0, &[round; 512], 0);
         bench.kick(worker.as_mut()).unwrap();
         assert_eq!(bench.driver.take_used(), [(head, 1)]);

@@ -2,6 +2,7 @@
 
 pub(super) mod bench;
 mod case;
+mod controlled;
 mod direct;
 mod face;
 mod flow;
@@ -9,6 +10,7 @@ mod malformed;
 pub(super) mod model;
 mod odd;
 mod property;
+mod queues;
 mod raw;
 mod several;
 mod throttled;
@@ -116,6 +118,11 @@ fn total(buffers: &[GuestSlice<'_>]) -> u64 {
 impl Disk for FakeDisk {
     fn info(&self) -> DiskInfo {
         self.info
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.insides.lock().unwrap().ops.push(Op::Flush);
+        Ok(())
     }
 
     fn lane(&self, _depth: u16) -> io::Result<Box<dyn DiskLane>> {

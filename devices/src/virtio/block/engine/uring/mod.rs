@@ -47,6 +47,8 @@ struct Op {
     /// The first error of any of them.
     result: io::Result<()>,
     then: Then,
+    /// The files of which its parts are syncs.
+    syncs: usize,
 }
 
 /// What is to be done when all parts of an operation have ended well.
@@ -93,6 +95,7 @@ impl UringLane {
             parts: 0,
             result: Ok(()),
             then: Then::Nothing,
+            syncs: 0,
         };
         let mut spans = Vec::new();
         let (kind, buffers) = match op {
@@ -117,7 +120,7 @@ impl UringLane {
                 (Kind::Write, buffers)
             }
             DiskOp::Flush if let Some(files) = self.store.flushed_by_sync() => {
-                self.queue_syncs(files, tag, &mut begun);
+                self.queue_syncs(files, tag, &mut begun)?;
                 return Ok(begun);
             }
             DiskOp::Flush | DiskOp::Discard { .. } | DiskOp::WriteZeroes { .. } => {
@@ -171,7 +174,9 @@ impl UringLane {
         }
     }
 
-    fn queue_syncs(&mut self, files: usize, tag: Tag, op: &mut Op) {
+    fn queue_syncs(&mut self, files: usize, tag: Tag, op: &mut Op) -> io::Result<()> {
+        self.files(files).try_for_each(DiskFile::may_sync)?;
+        op.syncs = files;
         for file in 0..files {
             self.ring.queue(Part {
                 tag,
@@ -182,6 +187,12 @@ impl UringLane {
             });
             op.parts += 1;
         }
+        Ok(())
+    }
+
+    /// The first files of the store.
+    fn files(&self, count: usize) -> impl Iterator<Item = &DiskFile> {
+        (0..count).filter_map(|index| self.store.file(index))
     }
 
     /// Parts have ended, and operations with them.
@@ -205,6 +216,10 @@ impl UringLane {
 
     /// All parts of an operation have ended.
     fn end_stage(&mut self, tag: Tag, mut op: Op) {
+        if let Err(error) = &op.result {
+            self.files(op.syncs)
+                .for_each(|file| file.sync_failed(error));
+        }
         let then = std::mem::replace(&mut op.then, Then::Nothing);
         if let (
             Ok(()),
@@ -219,8 +234,10 @@ impl UringLane {
             let by_sync = self.store.flushed_by_sync().filter(|files| *files > 0);
             match by_sync {
                 Some(files) if through && !self.ring.is_broken() => {
-                    self.queue_syncs(files, tag, &mut op);
-                    return self.keep(tag, op);
+                    match self.queue_syncs(files, tag, &mut op) {
+                        Ok(()) => return self.keep(tag, op),
+                        Err(error) => op.result = Err(error),
+                    }
                 }
                 _ if through => op.result = self.store.flush(),
                 _ => {}
