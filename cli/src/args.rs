@@ -225,7 +225,7 @@ mod tests {
             ),
             (
                 "--disk a.img,rw",
-                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, layout, engine, cache, overlay, format, bps, iops, burst",
+                "--disk a.img,rw: unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, layout, engine, cache, overlay, format, on-error, queues, bps, iops, burst",
             ),
             (
                 "--disk a.img,bps=0",

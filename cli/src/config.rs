@@ -15,8 +15,8 @@ use clap::Args;
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 use vmm::config::{
-    BalloonConfig, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig, RngConfig, ShareConfig,
-    VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
+    BalloonConfig, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig, OnError, RngConfig,
+    ShareConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
 };
 use vmm::console::{ConsoleConfig, ConsoleEnd};
 
@@ -79,8 +79,10 @@ pub struct Settings {
     /// and may be shared. `format=raw|qcow2` says what it is, by default qcow2 where its name ends so.
     /// `A+B` is one disk of two files, one after the other or `layout=stripe:SIZE`. `cache=none` bypasses
     /// the host's page cache; `engine=sync` or `io_uring` says how data is moved, by default io_uring
-    /// where the host has it; `serial=TEXT` is what the guest reads as its id. `bps=SIZE` and `iops=N` limit
-    /// the bytes (`100M`; a bare number is bytes) and the requests a second; `burst=SIZE` is what may pass at
+    /// where the host has it; `serial=TEXT` is what the guest reads as its id. `on-error=stop` pauses the VM
+    /// where the host fails a request (no space left, its own disk broken), which is tried again when the VM
+    /// is resumed; by default the guest gets an I/O error. `queues=N` gives the guest's CPUs N queues, which
+    /// `--io-threads` serve side by side [default: 1]. `bps=SIZE` and `iops=N` limit the bytes (`100M`; a bare number is bytes) and the requests a second; `burst=SIZE` is what may pass at
     /// once after a pause, in bytes, or in requests where only these are limited [default: a tenth of a
     /// second's worth]. Examples: `--disk data.img,ro,serial=data`, `--disk data.img,bps=100M,burst=20M`. A
     /// comma or a plus sign in a path is written twice.
@@ -339,6 +341,11 @@ impl Settings {
             (_, console) => console.unwrap_or_default(),
         };
         vm.validate()?;
+        let mut disks = vm.rootfs.iter().chain(&vm.disks);
+        let stops = disks.find(|disk| disk.on_error == OnError::Stop);
+        if let (Some(disk), None) = (stops, &settings.api) {
+            return Err(SettingsError::NoApi(disk.path.display().to_string()));
+        }
         let others_type = matches!(console.end, ConsoleEnd::Pty | ConsoleEnd::Unix(_));
         if settings.script.is_some() && others_type {
             return Err(SettingsError::ScriptConsole(console));

@@ -45,6 +45,15 @@ enum Action {
         #[arg(value_name = "none|bps=SIZE,iops=N,burst=SIZE", value_parser = limit)]
         limit: Option<RateLimit>,
     },
+    /// Show a disk, or do something to it
+    Disk {
+        /// disk0 (the root file system where there is one), disk1, …
+        #[arg(value_name = "DISK", value_parser = disk)]
+        disk: Device,
+        /// What to do
+        #[command(subcommand)]
+        action: Option<DiskAction>,
+    },
     /// Stop the guest where it is, until it is resumed
     Pause,
     /// Let a paused guest go on
@@ -67,6 +76,31 @@ enum Action {
     },
 }
 
+/// What can be done to a disk of a running VM.
+#[derive(Debug, Subcommand)]
+enum DiskAction {
+    /// Show what it has done: requests, bytes, errors, latencies
+    Statistics,
+    /// Give it another size; the guest is told. What a smaller one had beyond its end is lost
+    Resize {
+        /// Such as 20G; without it, the size that its image has been given
+        #[arg(value_name = "SIZE")]
+        size: Option<MemorySize>,
+    },
+    /// Put another image in the place of the one that it stands on
+    Swap {
+        /// The image
+        #[arg(value_name = "PATH")]
+        path: PathBuf,
+    },
+    /// Have the guest's requests wait
+    Pause,
+    /// Have them go on, those first that the host has failed
+    Resume,
+    /// Put on stable storage what the guest was told is written
+    Flush,
+}
+
 /// A device, by its path in the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Device(String);
@@ -85,6 +119,13 @@ impl FromStr for Device {
             None if text == "rng" => Ok(Self("/entropy".to_owned())),
             None => Err("it is none of disk0, disk1, …, net0, net1, … and rng".to_owned()),
         }
+    }
+}
+
+fn disk(text: &str) -> Result<Device, String> {
+    match text.parse() {
+        Ok(device @ Device(_)) if text.starts_with("disk") => Ok(device),
+        _ => Err("it is none of disk0, disk1, …".to_owned()),
     }
 }
 
@@ -123,6 +164,14 @@ pub enum CtlError {
         /// Its reason.
         message: String,
     },
+    /// The working directory is gone.
+    #[error("{path} cannot be named from the root: {source}")]
+    Path {
+        /// What was named.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The API counts in MiB.
     #[error("a balloon's size is in whole MiB; {0} is not")]
     NotMib(MemorySize),
@@ -144,6 +193,9 @@ pub fn run(args: CtlArgs) -> Result<u8, CtlError> {
         Action::Status => {
             let info = vm.get("/")?;
             let mut text = lines(&info, &[("state", "state"), ("id", "id")]);
+            if !info["trouble"].is_null() {
+                text.push_str(&lines(&info, &[("trouble", "trouble")]));
+            }
             text.push_str(&match vm.get("/balloon") {
                 Ok(balloon) => balloon_lines(&balloon),
                 Err(CtlError::Refused { status: 404, .. }) => "balloon: none\n".to_owned(),
@@ -182,6 +234,10 @@ pub fn run(args: CtlArgs) -> Result<u8, CtlError> {
             vm.request("PATCH", &path, &body)?;
             String::new()
         }
+        Action::Disk {
+            disk: Device(path),
+            action,
+        } => vm.disk(&path, action)?,
         Action::Pause => vm.set_state("Paused")?,
         Action::Resume => vm.set_state("Resumed")?,
         Action::PowerButton => vm.act("SendCtrlAltDel")?,
@@ -204,6 +260,40 @@ fn balloon_lines(balloon: &Value) -> String {
         mib("actual_mib"),
         mib("amount_mib")
     )
+}
+
+fn disk_lines(disk: &Value) -> String {
+    let size = MemorySize::bytes(disk["size_bytes"].as_u64().unwrap_or(0));
+    let mut text = lines(disk, &[("id", "drive_id"), ("state", "state")]);
+    if !disk["trouble"].is_null() {
+        text.push_str(&lines(disk, &[("trouble", "trouble")]));
+    }
+    text.push_str(&format!("size: {size}\n"));
+    text.push_str(&lines(disk, &[("read-only", "is_read_only")]));
+    text
+}
+
+/// A line for each kind of requests that there were.
+fn statistics_lines(all: &Value) -> String {
+    let line = |(name, of): (&String, &Value)| {
+        let number = |key: &str| of[key].as_u64().unwrap_or(0);
+        let below = |key: &str| {
+            let limit = of[key].as_u64();
+            limit.map_or_else(|| "more".to_owned(), |limit| format!("below {limit} us"))
+        };
+        (number("requests") > 0).then(|| {
+            format!(
+                "{name}: {} requests, {} bytes, {} errors; half took {}, 99 % {}\n",
+                number("requests"),
+                number("bytes"),
+                number("errors"),
+                below("p50_below_us"),
+                below("p99_below_us"),
+            )
+        })
+    };
+    let all = all.as_object().into_iter().flatten();
+    all.filter_map(line).collect()
 }
 
 /// Some fields of an object, `name: value` each.
@@ -242,6 +332,31 @@ impl Vm {
     fn act(&self, action: &str) -> Result<String, CtlError> {
         let body = json!({ "action_type": action }).to_string();
         self.request("PUT", "/actions", &body)?;
+        Ok(String::new())
+    }
+
+    fn disk(&self, path: &str, action: Option<DiskAction>) -> Result<String, CtlError> {
+        let change = match action {
+            None => return Ok(disk_lines(&self.get(path)?)),
+            Some(DiskAction::Statistics) => {
+                let all = self.get(&format!("{path}/statistics"))?;
+                return Ok(statistics_lines(&all));
+            }
+            Some(DiskAction::Flush) => {
+                self.request("PUT", &format!("{path}/flush"), "")?;
+                return Ok(String::new());
+            }
+            Some(DiskAction::Resize { size: Some(size) }) => json!({ "size": size }),
+            Some(DiskAction::Resize { size: None }) => json!({ "size": "image" }),
+            // The VM's working directory is another.
+            Some(DiskAction::Swap { path }) => match std::path::absolute(&path) {
+                Ok(absolute) => json!({ "path_on_host": absolute }),
+                Err(source) => return Err(CtlError::Path { path, source }),
+            },
+            Some(DiskAction::Pause) => json!({ "state": "Paused" }),
+            Some(DiskAction::Resume) => json!({ "state": "Resumed" }),
+        };
+        self.request("PATCH", path, &change.to_string())?;
         Ok(String::new())
     }
 

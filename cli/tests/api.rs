@@ -149,17 +149,17 @@ fn limits_are_shown_and_changed() {
     let config = vm.get("/vm/config");
     assert_eq!(config["disk"][0]["bps"], "10M");
 
-    let limits = json!({ "rate_limiter": { "bps": "10M", "iops": 100, "burst": "2M" } });
-    assert_eq!(vm.get("/drives/0"), limits);
+    let limits = json!({ "bps": "10M", "iops": 100, "burst": "2M" });
+    assert_eq!(vm.get("/drives/0")["rate_limiter"], limits);
     assert_eq!(vm.get("/entropy"), json!({ "rate_limiter": {} }));
     let done = (204, Value::Null);
     let limit = "{\"rate_limiter\": {\"bps\": 65536}}";
     assert_eq!(vm.ask("PATCH", "/entropy", limit), done);
     assert_eq!(vm.get("/entropy")["rate_limiter"]["bps"], "64K");
     assert_eq!(vm.ask("PATCH", "/drives/0", "{\"rate_limiter\": {}}"), done);
-    assert_eq!(vm.get("/drives/0"), json!({ "rate_limiter": {} }));
+    assert_eq!(vm.get("/drives/0")["rate_limiter"], json!({}));
     for (path, body, status, words) in [
-        ("/drives/0", "{}", 400, "missing field `rate_limiter`"),
+        ("/entropy", "{}", 400, "missing field `rate_limiter`"),
         (
             "/drives/0",
             "{\"rate_limiter\": {\"bps\": 0}}",
@@ -321,6 +321,86 @@ fn ctl_is_a_client() {
     assert_eq!(vm.running.wait().code(), Some(0));
     let line = refused(vm.ctl(&["status"]));
     assert!(line.contains("there is no socket"), "{line}");
+}
+
+/// As far as they go without a driver in the guest.
+#[test]
+fn disks_are_shown_and_changed() {
+    if !has_kvm() {
+        return;
+    }
+    let files = Files::new();
+    let path = |name: &str, bytes: u64| {
+        let image = files.path(name);
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(bytes).unwrap();
+        image
+    };
+    let (first, second) = (path("first.img", 1 << 20), path("second.img", 2 << 20));
+    let read_only = format!("{},ro,serial=fixed", arg(&second));
+    let vm = Vm::start(&[
+        "--disk",
+        &format!("{},on-error=stop,queues=2", arg(&first)),
+        "--disk",
+        &read_only,
+    ]);
+    let drive = json!({
+        "drive_id": "first.img", "is_read_only": false, "size_bytes": 1 << 20, "state": "Running",
+        "trouble": null, "rate_limiter": {},
+    });
+    assert_eq!(vm.get("/drives/0"), drive);
+    let config = vm.get("/vm/config");
+    assert_eq!(config["disk"][0]["on-error"], "stop");
+    assert_eq!(config["disk"][0]["queues"], 2);
+    let disk = |args: &[&str]| shown(vm.ctl(&[&["disk", "disk0"], args].concat()));
+    assert_eq!(disk(&["pause"]), "");
+    let paused = "id: first.img\nstate: Paused\nsize: 1M\nread-only: false\n";
+    assert_eq!(disk(&[]), paused);
+    assert_eq!(disk(&["resize", "3M"]), "");
+    assert_eq!(first.metadata().unwrap().len(), 3 << 20);
+    std::fs::File::options()
+        .write(true)
+        .open(&first)
+        .unwrap()
+        .set_len(5 << 20)
+        .unwrap();
+    assert_eq!(disk(&["resize"]), "");
+    assert_eq!(disk(&["resume"]), "");
+    assert_eq!(vm.get("/drives/0")["size_bytes"], 5 << 20);
+    assert_eq!(disk(&["flush"]), "");
+    assert_eq!(disk(&["statistics"]), "");
+    let read = vm.get("/drives/0/statistics")["read"].clone();
+    assert_eq!((&read["requests"], &read["errors"]), (&json!(0), &json!(0)));
+    let third = path("third.img", 4096);
+    assert_eq!(disk(&["swap", arg(&third)]), "");
+    assert_eq!(vm.get("/drives/0")["size_bytes"], 4096);
+    for (args, words) in [
+        (&["disk0", "swap", "/no/such.img"][..], "no such file"),
+        (
+            &["disk0", "swap", arg(&third)],
+            "is in use by another VM or disk",
+        ),
+        (
+            &["disk0", "swap", arg(&second)],
+            "is in use by another VM or disk",
+        ),
+        (
+            &["disk0", "resize", "1000B"],
+            "1000 bytes, only a multiple of 512",
+        ),
+        (&["disk1", "resize", "4M"], "it is read-only"),
+        (&["disk2"], "there is no drive 2; there are 0 to 1"),
+        (&["net0"], "it is none of disk0"),
+    ] {
+        let line = refused(vm.ctl(&[&["disk"], args].concat()));
+        assert!(line.contains(words), "{line}");
+    }
+    let both = "{\"size\": \"4M\", \"state\": \"Paused\"}";
+    for body in ["{}", both, "{\"size\": \"4X\"}", "{\"path_on_host\": 7}"] {
+        assert_eq!(vm.ask("PATCH", "/drives/0", body).0, 400, "{body}");
+    }
+    assert_eq!(vm.get("/drives/0")["size_bytes"], 4096);
+    assert_eq!(third.metadata().unwrap().len(), 4096);
 }
 
 #[test]

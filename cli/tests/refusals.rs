@@ -121,6 +121,8 @@ fn values_that_mean_nothing() {
     ] {
         refused(&["--kernel", "vmlinux", option, value], parts);
     }
+    let stops = ["--kernel", "vmlinux", "--disk", "a.img,on-error=stop"];
+    refused(&stops, &["disk a.img", "only --api PATH can resume it"]);
     let two_cpus = ["--kernel", "vmlinux", "--no-acpi", "--cpus", "2"];
     refused(&two_cpus, &["without ACPI"]);
     for (one, other, parts) in [

@@ -18,7 +18,6 @@ use devices::legacy::pvpanic::{self, PvPanic};
 use devices::legacy::{MachineEvents, serial};
 use devices::mem::GuestMemory;
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::DiskControl;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
 use crate::catalog::{self, Controls, Opened};
@@ -278,7 +277,15 @@ impl Assembly {
             })
             .collect();
         // Everything has been checked: from here on images may change.
-        controls.disks.iter().try_for_each(DiskControl::begin)?;
+        controls.disks.iter().try_for_each(|disk| disk.begin())?;
+        for disk in &controls.disks {
+            let paused = Arc::downgrade(&lifecycle);
+            disk.on_trouble(move |trouble| {
+                if let Some(lifecycle) = paused.upgrade() {
+                    lifecycle.pause(Some(trouble));
+                }
+            });
+        }
         let machine = Machine {
             io: Vec::new(),
             controls: Arc::new(controls),

@@ -10,15 +10,16 @@ mod share;
 use devices::rate::RateControl;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, BalloonControl, BalloonOptions};
-use devices::virtio::block::DiskControl;
 use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
 use crate::config::{ConfigError, VmConfig, VsockConfig};
+use crate::disk::DiskHandle;
 use crate::error::BuildError;
 use crate::net::Starting;
 use crate::vsock::{self, Vsock};
+pub(crate) use disk::options as disk_options;
 pub use share::ShareOpenError;
 
 /// Devices in the order of their slots: the guest finds them in this order.
@@ -34,7 +35,7 @@ pub(crate) struct Controls {
     /// The vsock.
     pub vsock: Option<Vsock>,
     /// The disks, the root file system first.
-    pub disks: Vec<DiskControl>,
+    pub disks: Vec<DiskHandle>,
     /// The network cards, in the order of the settings.
     pub nets: Vec<NetControl>,
     /// The limits on each disk, the root file system first.
@@ -60,8 +61,8 @@ pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
     // Helpers start while the rest is opened.
     let (cards, helpers) = net::open(config)?;
     let mut devices = Devices::new();
-    for disk in disk::open(config)? {
-        controls.disks.push(disk.control());
+    for (disk, handle) in disk::open(config)? {
+        controls.disks.push(handle);
         controls.disk_rates.push(disk.rate_control());
         devices.push(Box::new(disk));
     }

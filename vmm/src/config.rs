@@ -25,7 +25,7 @@ use thiserror::Error;
 pub use balloon::{BalloonConfig, BalloonError};
 pub use command::{CommandConfig, CommandError, TerminalSize};
 pub use disk::{
-    Cache, DiskConfig, DiskError, Engine, Format, Layout, LayoutError, Overlay, SERIAL_MAX,
+    Cache, DiskConfig, DiskError, Engine, Format, Layout, LayoutError, OnError, Overlay, SERIAL_MAX,
 };
 pub use mac::{MacAddress, MacError};
 pub use net::{

@@ -49,8 +49,8 @@ pub enum EventKind {
     CommandStarted,
     /// The guest's command is over, and what it said has been passed on.
     CommandEnded,
-    /// The VM has been paused.
-    Paused,
+    /// The VM has been paused: by somebody, or by a disk that the host has failed, which says so.
+    Paused(Option<String>),
     /// It goes on.
     Resumed,
     /// The VM is over: how, unless KVM or the host failed it. What it had printed by then may still

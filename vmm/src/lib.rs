@@ -23,6 +23,7 @@ mod catalog;
 mod command;
 pub mod config;
 pub mod console;
+pub mod disk;
 mod error;
 pub mod events;
 pub mod flag;

@@ -25,6 +25,7 @@ use devices::virtio::net::NetControl;
 use crate::catalog::Controls;
 use crate::command::{CommandEnd, CommandHandle, CommandLine};
 use crate::console::{ConsoleGuard, FLUSH_LIMIT};
+use crate::disk::{DiskHandle, DiskState};
 use crate::error::VmError;
 use crate::events::{EventKind, EventNotes};
 use crate::flag::Flag;
@@ -86,6 +87,8 @@ pub(crate) type Outcome = Result<ExitReason, VmError>;
 #[derive(Debug)]
 pub(crate) struct Lifecycle {
     gate: Gate,
+    /// Whoever pauses and resumes the VM and its devices does one after the other.
+    turn: Mutex<()>,
     /// Set once, by whoever was first; taken by `wait`.
     outcome: Mutex<Option<Outcome>>,
     /// Raised once the VM is over.
@@ -107,6 +110,7 @@ impl Lifecycle {
     pub fn new(memory: GuestMemory, notes: Option<EventNotes>) -> std::io::Result<Self> {
         Ok(Self {
             gate: Gate::new(),
+            turn: Mutex::default(),
             outcome: Mutex::new(None),
             ended: Flag::new()?,
             vcpus: Mutex::new(Vec::new()),
@@ -126,11 +130,20 @@ impl Lifecycle {
         &self.gate
     }
 
-    /// Has the vCPUs stop, and does not wait for them.
-    pub fn pause(&self) {
+    /// Until this is dropped, nobody else pauses or resumes the VM from outside.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
+    }
+
+    /// Has the vCPUs stop, and does not wait for them. With the trouble that is to be seen to first, if
+    /// there is one.
+    pub fn pause(&self, trouble: Option<&str>) {
+        if let Some(trouble) = trouble {
+            log::error!("{trouble}; the VM is paused: see to it, and resume the VM");
+        }
         if self.gate.shut() {
             log::info!("the VM is paused");
-            self.note(EventKind::Paused);
+            self.note(EventKind::Paused(trouble.map(str::to_owned)));
             self.kick();
         }
     }
@@ -437,26 +450,69 @@ impl VmHandle {
         }
     }
 
-    /// Pauses the VM: when this returns, none of its vCPUs executes anything, until [`Self::resume`]. A VM
-    /// that has not been started stops before its first instruction. Does nothing where it is paused
-    /// already.
+    /// Pauses the VM: when this returns, none of its vCPUs executes anything and its disks' images do not
+    /// change, until [`Self::resume`]. A VM that has not been started stops before its first instruction.
+    /// Does nothing where it is paused already.
     ///
     /// The guest does not notice: its clock stops (kvm-clock; one that goes by the TSC itself sees that time
-    /// has passed), and its watchdogs are told. Devices finish what they have begun, and what arrives for
-    /// the guest waits. Time limits that others set for it go on. A paused VM can be ended; a power button
-    /// that is pressed is seen when it goes on.
+    /// has passed), and its watchdogs are told. Disks end what they have begun, and what was not flushed may
+    /// be in the host's memory; what arrives for the guest from elsewhere waits once the guest has left it
+    /// no room. Time limits that others set for it go on. A paused VM can be ended; a power button that is
+    /// pressed is seen when it goes on.
     ///
     /// # Errors
-    /// It has ended, somebody resumed it meanwhile, or a vCPU is held up, as by a console that nobody
-    /// reads; the pause then stands, and takes effect as soon as it can.
+    /// It has ended, or a vCPU or a disk is held up, as by a console that
+    /// nobody reads; the pause then stands, and takes effect as soon as it can.
     pub fn pause(&self) -> Result<(), PauseError> {
-        self.lifecycle.pause();
-        self.lifecycle.gate.wait_until_still(PATIENCE)
+        let _turn = self.lifecycle.turn();
+        self.lifecycle.pause(None);
+        self.lifecycle.gate.wait_until_still(PATIENCE)?;
+        let disks = &self.controls.disks;
+        // All of them, though one be stuck.
+        let stuck: Vec<_> = disks
+            .iter()
+            .filter(|disk| disk.pause_with_machine().is_err())
+            .collect();
+        match stuck.first() {
+            None => Ok(()),
+            Some(disk) => Err(PauseError::Disk(disk.id().to_owned())),
+        }
     }
 
-    /// Has a paused VM go on. Does nothing where it runs.
+    /// Has a paused VM go on, whoever has paused it. Does nothing where it runs.
     pub fn resume(&self) {
+        let _turn = self.lifecycle.turn();
+        // The vCPUs first: a disk may have the same trouble again, which must find the VM running to pause it.
         self.lifecycle.resume();
+        for disk in &self.controls.disks {
+            disk.resume_with_machine();
+        }
+    }
+
+    /// Why the VM is paused, if it is the host's doing: which disk it has failed (`on-error=stop`), and how.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.controls
+            .disks
+            .iter()
+            .find_map(|disk| match disk.state() {
+                DiskState::Stopped(trouble) => Some(trouble),
+                _ => None,
+            })
+    }
+
+    /// The disks: the root file system first, then the others in the order of the settings.
+    #[must_use]
+    pub fn disks(&self) -> &[DiskHandle] {
+        &self.controls.disks
+    }
+
+    /// A disk by its place among them, `0` being the first, or by its serial number.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> Option<&DiskHandle> {
+        let disks = &self.controls.disks;
+        let by_place = name.parse().ok().and_then(|at: usize| disks.get(at));
+        by_place.or_else(|| disks.iter().find(|disk| disk.id() == name))
     }
 
     /// The memory balloon, unless the VM was built without.

@@ -5,9 +5,9 @@
 //! open ─► the first to go sets the clock back ─► all go on, each telling its guest that it was stopped
 //! ```
 //!
-//! What is beside the vCPUs goes on: a device finishes what its guest had asked for, and takes what comes
-//! from outside as long as the guest has left it room. Interrupts wait for the vCPUs. Whoever ends the VM
-//! opens the gate for good.
+//! What is beside the vCPUs goes on, as far as it can: a device takes what comes from outside as long as the
+//! guest has left it room, and interrupts wait for the vCPUs. Only disks are stopped by themselves, so that
+//! their images do not change. Whoever ends the VM opens the gate for good.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -21,20 +21,20 @@ use thiserror::Error;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a VM could not be paused.
-#[derive(Debug, Clone, Copy, Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PauseError {
     /// It has ended.
     #[error("the VM has ended")]
     Over,
-    /// Somebody else has resumed it meanwhile.
-    #[error("the VM was resumed before it had stopped")]
-    Resumed,
     /// A vCPU is held up where it cannot be stopped.
     #[error(
         "a vCPU has not stopped in time; does somebody read the console? the VM is paused once it has"
     )]
     Slow,
+    /// The host holds up what a disk has begun.
+    #[error("disk {0} has not ended what it had begun in time; is the host's disk stuck?")]
+    Disk(String),
 }
 
 /// The guest's clock, as far as it can be stopped.
@@ -194,9 +194,8 @@ impl Gate {
             .unwrap_or_else(PoisonError::into_inner);
         match self.position() {
             Position::Over => Err(PauseError::Over),
-            Position::Open => Err(PauseError::Resumed),
-            Position::Shut if waited.timed_out() => Err(PauseError::Slow),
-            Position::Shut => Ok(()),
+            Position::Shut if !waited.timed_out() => Ok(()),
+            Position::Shut | Position::Open => Err(PauseError::Slow),
         }
     }
 }
@@ -295,10 +294,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_for_it_learns_why_it_is_not_still() {
+    fn whoever_waits_for_it_learns_that_it_is_not_still() {
         let gate = Gate::new();
         gate.expect(1);
-        assert_eq!(gate.wait_until_still(LONG), Err(PauseError::Resumed));
+        assert_eq!(
+            gate.wait_until_still(LONG),
+            Err(PauseError::Slow),
+            "it is open"
+        );
         gate.shut();
         let soon = Duration::from_millis(10);
         assert_eq!(gate.wait_until_still(soon), Err(PauseError::Slow));

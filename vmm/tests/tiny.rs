@@ -256,8 +256,10 @@ fn a_paused_guest_does_nothing_until_it_goes_on() {
     while let Some(event) = events.try_next() {
         kinds.push(event.kind);
     }
-    assert_eq!(kinds[..2], [EventKind::Paused, EventKind::Started]);
-    let pauses = kinds.iter().filter(|kind| **kind == EventKind::Paused);
+    assert_eq!(kinds[..2], [EventKind::Paused(None), EventKind::Started]);
+    let pauses = kinds
+        .iter()
+        .filter(|kind| **kind == EventKind::Paused(None));
     assert_eq!(pauses.count(), 21);
 }
 

@@ -10,6 +10,7 @@
 
 mod balloon;
 mod client;
+mod drives;
 mod http;
 mod rates;
 mod routes;

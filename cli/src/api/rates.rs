@@ -1,4 +1,4 @@
-//! The limits of devices: `/drives/N`, `/network-interfaces/N`, `/entropy`.
+//! The limits of devices: `/network-interfaces/N`, `/entropy`, and of a drive with the rest of it.
 //!
 //! The resources are Firecracker's, the limits are in the words of the command line:
 //! `{"rate_limiter": {"bps": "100M", "iops": 1000, "burst": "10M"}}`, where each of them may be left out.
@@ -14,10 +14,6 @@ use super::routes::{Call, Fault, Target};
 /// The limits of the device that a request is about.
 type Find = fn(&Target, &Call<'_>) -> Result<RateControl, Fault>;
 
-fn drive(target: &Target, call: &Call<'_>) -> Result<RateControl, Fault> {
-    numbered("drive", target.handle.disk_rates(), call)
-}
-
 fn card(target: &Target, call: &Call<'_>) -> Result<RateControl, Fault> {
     numbered("network interface", target.handle.net_rates(), call)
 }
@@ -28,11 +24,11 @@ fn entropy(target: &Target, _call: &Call<'_>) -> Result<RateControl, Fault> {
 }
 
 /// One of several devices, by its place among the settings.
-fn numbered(what: &str, rates: &[RateControl], call: &Call<'_>) -> Result<RateControl, Fault> {
+pub fn numbered<T: Clone>(what: &str, all: &[T], call: &Call<'_>) -> Result<T, Fault> {
     let id = call.id.unwrap_or_default();
-    let found = id.parse::<usize>().ok().and_then(|at| rates.get(at));
+    let found = id.parse::<usize>().ok().and_then(|at| all.get(at));
     found.cloned().ok_or_else(|| {
-        let last = rates.len().checked_sub(1);
+        let last = all.len().checked_sub(1);
         let there_are = last.map_or_else(|| "none".to_owned(), |last| format!("0 to {last}"));
         Fault::absent(&format!("there is no {what} {id}; there are {there_are}"))
     })
@@ -52,19 +48,15 @@ struct Patch {
 fn change(find: Find, target: &Target, call: &Call<'_>) -> Result<Reply, Fault> {
     let rate = find(target, call)?;
     let Patch { rate_limiter } = call.body()?;
-    let limits = rate_limiter.limits();
-    rate.set(limits.map_err(|error| Fault::bad(&error.to_string()))?);
+    set(&rate, rate_limiter)?;
     Ok(Reply::done())
 }
 
-/// `GET /drives/N`, the first being the root file system where there is one.
-pub fn show_drive(target: &Target, call: &Call<'_>) -> Result<Reply, Fault> {
-    show(drive, target, call)
-}
-
-/// `PATCH /drives/N`.
-pub fn change_drive(target: &Target, call: &Call<'_>) -> Result<Reply, Fault> {
-    change(drive, target, call)
+/// Limits a device anew.
+pub fn set(rate: &RateControl, limit: RateLimit) -> Result<(), Fault> {
+    let limits = limit.limits();
+    rate.set(limits.map_err(|error| Fault::bad(&error.to_string()))?);
+    Ok(())
 }
 
 /// `GET /network-interfaces/N`.

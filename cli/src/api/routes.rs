@@ -8,7 +8,7 @@ use vmm::VmHandle;
 use vmm::config::VmConfig;
 
 use super::http::{Reply, Request};
-use super::{balloon, rates, vm};
+use super::{balloon, drives, rates, vm};
 
 /// What requests are about: a VM that runs.
 #[derive(Debug)]
@@ -51,6 +51,14 @@ impl Fault {
         }
     }
 
+    /// It was tried, and the host has failed it.
+    pub fn failed(message: &str) -> Self {
+        Self {
+            status: 500,
+            message: message.to_owned(),
+        }
+    }
+
     /// This VM does not have what the request is about.
     pub fn absent(message: &str) -> Self {
         Self {
@@ -78,8 +86,10 @@ pub const ROUTES: &[Route<Target>] = &[
     ("PATCH", "/balloon", balloon::resize),
     ("GET", "/balloon/statistics", balloon::statistics),
     ("PATCH", "/balloon/statistics", balloon::set_interval),
-    ("GET", "/drives/{}", rates::show_drive),
-    ("PATCH", "/drives/{}", rates::change_drive),
+    ("GET", "/drives/{}", drives::show),
+    ("PATCH", "/drives/{}", drives::change),
+    ("PUT", "/drives/{}/flush", drives::flush),
+    ("GET", "/drives/{}/statistics", drives::statistics),
     ("GET", "/network-interfaces/{}", rates::show_card),
     ("PATCH", "/network-interfaces/{}", rates::change_card),
     ("GET", "/entropy", rates::show_entropy),

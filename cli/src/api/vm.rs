@@ -18,6 +18,7 @@ pub fn info(target: &Target, _call: &Call<'_>) -> Result<Reply, Fault> {
     Ok(Reply::show(json!({
         "id": format!("mvm-{}", std::process::id()),
         "state": state,
+        "trouble": target.handle.trouble(),
         "app_name": "mvm",
         "vmm_version": env!("CARGO_PKG_VERSION"),
     })))

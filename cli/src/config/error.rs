@@ -35,6 +35,11 @@ pub enum SettingsError {
         "--script types into the console, which cannot be {0} then; use --console stdio, file=PATH or none"
     )]
     ScriptConsole(ConsoleConfig),
+    /// A disk that stops the VM, and nobody who could have it go on.
+    #[error(
+        "disk {0}: on-error=stop pauses the VM, and only --api PATH can resume it; add that, or leave on-error=stop out"
+    )]
+    NoApi(String),
     /// What they describe cannot be a VM.
     #[error(transparent)]
     Config(#[from] ConfigError),

@@ -4,13 +4,16 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use devices::virtio::block::{self, Block, ImageError, Keep, Options};
+use devices::virtio::block::{self, Block, ImageError, Keep, Manner, Options};
 
-use crate::config::{Cache, ConfigError, DiskConfig, Engine, Format, Layout, Overlay, VmConfig};
+use crate::config::{
+    Cache, ConfigError, DiskConfig, Engine, Format, Layout, OnError, Overlay, VmConfig,
+};
+use crate::disk::DiskHandle;
 use crate::error::BuildError;
 
 /// All disks, the root file system first: opened, checked and locked. Nothing is changed yet.
-pub(super) fn open(config: &VmConfig) -> Result<Vec<Block>, BuildError> {
+pub(super) fn open(config: &VmConfig) -> Result<Vec<(Block, DiskHandle)>, BuildError> {
     let all: Vec<&DiskConfig> = config.rootfs.iter().chain(&config.disks).collect();
     for (index, disk) in all.iter().enumerate() {
         // Two writers of one file are also kept apart by its lock; this tells the user why.
@@ -26,9 +29,30 @@ pub(super) fn open(config: &VmConfig) -> Result<Vec<Block>, BuildError> {
     all.into_iter().map(open_one).collect()
 }
 
-fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
+fn open_one(disk: &DiskConfig) -> Result<(Block, DiskHandle), BuildError> {
     let limits = disk.limits().map_err(ConfigError::from)?;
-    let options = Options {
+    let images: Vec<&Path> = disk.images().collect();
+    let image = block::open(&images, &options(disk)).map_err(|error| plus_sign(disk, error))?;
+    let id = match &disk.serial {
+        Some(serial) => serial.clone(),
+        None => block::id_of(&disk.path),
+    };
+    let manner = Manner {
+        on_error: match disk.on_error {
+            OnError::Report => block::OnError::Report,
+            OnError::Stop => block::OnError::Stop,
+        },
+        queues: disk.queues,
+    };
+    let block = Block::with_manner(image, &id, manner);
+    block.rate_control().set(limits);
+    let handle = DiskHandle::new(block.control(), disk);
+    Ok((block, handle))
+}
+
+/// How its image is used.
+pub(crate) fn options(disk: &DiskConfig) -> Options {
+    Options {
         read_only: disk.read_only,
         engine: engine(disk.engine),
         cache: cache(disk.cache),
@@ -44,16 +68,7 @@ fn open_one(disk: &DiskConfig) -> Result<Block, BuildError> {
             Layout::Linear => block::Layout::Linear,
             Layout::Stripe(size) => block::Layout::Stripe(size.as_bytes()),
         },
-    };
-    let images: Vec<&Path> = disk.images().collect();
-    let image = block::open(&images, &options).map_err(|error| plus_sign(disk, error))?;
-    let id = match &disk.serial {
-        Some(serial) => serial.clone(),
-        None => block::id_of(&disk.path),
-    };
-    let block = Block::new(image, &id);
-    block.rate_control().set(limits);
-    Ok(block)
+    }
 }
 
 /// A file whose name has a plus sign was taken for two.

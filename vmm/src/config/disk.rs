@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use devices::rate::Limits;
+use devices::virtio::block::MAX_BLOCK_QUEUES;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -48,6 +49,12 @@ pub struct DiskConfig {
     /// What the image is; by default qcow2 where its name ends so, and raw otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// What is done about requests that the host fails.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_error: OnError,
+    /// How many queues the guest can fill at once.
+    #[serde(default = "one_queue", skip_serializing_if = "is_one_queue")]
+    pub queues: u16,
     /// How much it reads and writes at most.
     #[serde(flatten)]
     pub rate: RateLimit,
@@ -65,6 +72,31 @@ pub enum Format {
 
 impl Choice for Format {
     const NAMES: &'static [(&'static str, Self)] = &[("raw", Self::Raw), ("qcow2", Self::Qcow2)];
+}
+
+fn one_queue() -> u16 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_one_queue(queues: &u16) -> bool {
+    *queues == 1
+}
+
+/// What is done about requests that the host fails: it has no room left, or its own disk breaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// The guest gets an I/O error.
+    #[default]
+    Report,
+    /// The VM is paused, and they are tried again when it is resumed.
+    Stop,
+}
+
+impl Choice for OnError {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("report", Self::Report), ("stop", Self::Stop)];
 }
 
 /// Where what the guest writes is kept, apart from the image. In a table it is `overlay = true` or
@@ -178,6 +210,9 @@ pub enum DiskError {
         "disk {0} cannot be 'ro' and have an overlay, which is for what the guest writes; leave one out"
     )]
     ReadOnlyOverlay(String),
+    /// No number of queues.
+    #[error("queues={0} is not a number from 1 to {MAX_BLOCK_QUEUES}")]
+    Queues(String),
     /// A limit of its rate.
     #[error("disk {path}: {source}")]
     Rate {
@@ -219,6 +254,8 @@ impl DiskConfig {
             cache: Cache::default(),
             overlay: None,
             format: None,
+            on_error: OnError::default(),
+            queues: 1,
             rate: RateLimit::default(),
         }
     }
@@ -271,6 +308,9 @@ impl DiskConfig {
             return Err(DiskError::EmptyPath);
         }
         self.limits()?;
+        if !(1..=MAX_BLOCK_QUEUES).contains(&self.queues) {
+            return Err(DiskError::Queues(self.queues.to_string()));
+        }
         let path = self.path.display().to_string();
         if matches!(&self.overlay, Some(Overlay::File(file)) if file.as_os_str().is_empty()) {
             return Err(DiskError::EmptyOverlay(path));
@@ -330,6 +370,11 @@ impl FromStr for DiskConfig {
                 Some(file) => Overlay::File(file.into()),
             }),
             format: list.choice("format")?,
+            on_error: list.choice("on-error")?.unwrap_or_default(),
+            queues: match list.value("queues")? {
+                None => 1,
+                Some(text) => text.parse().map_err(|_| DiskError::Queues(text))?,
+            },
             rate: RateLimit::take(&mut list).map_err(|source| match source {
                 RateError::List(error) => DiskError::List(error),
                 source => DiskError::Rate {
@@ -377,6 +422,12 @@ impl fmt::Display for DiskConfig {
         }
         if let Some(format) = self.format {
             write!(f, ",format={}", format.name())?;
+        }
+        if !is_default(&self.on_error) {
+            write!(f, ",on-error={}", self.on_error.name())?;
+        }
+        if self.queues != 1 {
+            write!(f, ",queues={}", self.queues)?;
         }
         if !self.rate.is_none() {
             write!(f, ",{}", self.rate)?;
@@ -441,6 +492,14 @@ mod tests {
                 },
             ),
             (
+                "a.img,on-error=stop,queues=4",
+                DiskConfig {
+                    on_error: OnError::Stop,
+                    queues: 4,
+                    ..DiskConfig::new("a.img")
+                },
+            ),
+            (
                 "a.img,bps=100M,iops=1000,burst=10M",
                 DiskConfig {
                     rate: "bps=100M,iops=1000,burst=10M".parse().unwrap(),
@@ -462,7 +521,7 @@ mod tests {
             ),
             (
                 "a.img,rw",
-                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, layout, engine, cache, overlay, format, bps, iops, burst",
+                "unknown key 'rw', did you mean 'ro'?; known keys: ro, serial, layout, engine, cache, overlay, format, on-error, queues, bps, iops, burst",
             ),
             (
                 "a.img+",
@@ -487,6 +546,20 @@ mod tests {
             (
                 "a.img,ro,overlay",
                 "disk a.img cannot be 'ro' and have an overlay, which is for what the guest writes; leave one out",
+            ),
+            (
+                "a.img,on-error=panic",
+                "'on-error=panic' is not one of report, stop",
+            ),
+            ("a.img,queues=0", "queues=0 is not a number from 1 to 64"),
+            ("a.img,queues=65", "queues=65 is not a number from 1 to 64"),
+            (
+                "a.img,queues=99999",
+                "queues=99999 is not a number from 1 to 64",
+            ),
+            (
+                "a.img,queues=many",
+                "queues=many is not a number from 1 to 64",
             ),
             (
                 "a.img,engine=aio",
