@@ -133,14 +133,6 @@ pub enum ImageError {
         /// What is wrong with it.
         source: Qcow2Error,
     },
-    /// It may be qcow2 or a raw image whose guest wrote that into it.
-    #[error(
-        "{path} begins like a qcow2 image; say what it is: format=qcow2, or format=raw if a guest wrote that"
-    )]
-    Ambiguous {
-        /// The image.
-        path: PathBuf,
-    },
     /// Files that cannot be striped.
     #[error(
         "{path}: files are striped only if all are of one size and that is a multiple of the stripe, {stripe} bytes; this one is {len} bytes and the first {first}"
@@ -337,7 +329,7 @@ fn block_size(preferred: u64) -> u32 {
 }
 
 /// What to say of an error of the host.
-fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
+pub(super) fn refusal(path: &Path, read_only: bool, source: io::Error) -> ImageError {
     let path = path.to_owned();
     match source.kind() {
         ErrorKind::NotFound => ImageError::Missing { path },

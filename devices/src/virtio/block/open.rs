@@ -127,7 +127,10 @@ fn open_image(
         Format::Raw => {
             let raw = Raw::open(paths, options.layout, access)?;
             if options.format.is_none() && raw.begins_with(&MAGIC) {
-                return Err(ImageError::Ambiguous { path: owned() });
+                log::warn!(
+                    "disk image {} begins like a qcow2 image, which a guest may have written, and is used as raw; say format=qcow2 if it is one",
+                    path.display()
+                );
             }
             Ok(Box::new(raw))
         }

@@ -27,7 +27,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, Mapping};
 use super::buffers::Buffers;
 use super::disk::DiskInfo;
 use super::file::DiskFile;
-use super::image::{Access, ImageError};
+use super::image::{self, Access, ImageError};
 use super::store::{Place, Span, Store};
 use check::Fault;
 use header::{Header, Qcow2Error};
@@ -301,10 +301,8 @@ fn chain(path: &Path, access: Access) -> Result<Vec<Layer>, ImageError> {
 
 /// What makes two paths one file.
 fn identity(path: &Path) -> Result<(u64, u64), ImageError> {
-    let metadata = path.metadata().map_err(|source| ImageError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let metadata = path.metadata();
+    let metadata = metadata.map_err(|source| image::refusal(path, true, source))?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
