@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use crate::targets::{command, config, devices, kernel, legacy, options, requests};
+use crate::targets::{command, config, devices, images, kernel, legacy, options, requests};
 
 /// Something to fuzz.
 pub trait Target: Debug + Send + Sync {
@@ -23,12 +23,14 @@ pub trait Target: Debug + Send + Sync {
 /// Every target there is.
 #[must_use]
 pub fn all() -> Vec<Box<dyn Target>> {
-    let others: [Box<dyn Target>; 5] = [
+    let others: [Box<dyn Target>; 7] = [
         Box::new(command::Command),
         Box::new(legacy::Legacy),
         Box::new(kernel::Kernel),
         Box::new(options::Options),
         Box::new(config::Config),
+        Box::new(images::Qcow2),
+        Box::new(images::Overlay),
     ];
     devices::all()
         .into_iter()
