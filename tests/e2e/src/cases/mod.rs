@@ -7,6 +7,7 @@ mod console;
 mod disk;
 mod end;
 mod hvc;
+mod image;
 mod library;
 mod live;
 mod net;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Test> {
         library::tests,
         live::tests,
         overlay::tests,
+        image::tests,
         user_net::tests,
         refusals::tests,
         runs::tests,

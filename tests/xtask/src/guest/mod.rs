@@ -86,6 +86,14 @@ impl Guests {
         rootfs::prepare(self)
     }
 
+    /// The same root file system as compressed images, and their names.
+    pub fn compressed(&self) -> Result<Vec<(&'static str, PathBuf)>> {
+        let directory = rootfs::prepare_compressed(self)?;
+        Ok(rootfs::COMPRESSED
+            .map(|name| (name, directory.join(name)))
+            .into())
+    }
+
     /// A directory with busybox and a link for each of its applets.
     pub fn busybox(&self) -> Result<PathBuf> {
         rootfs::busybox(self)

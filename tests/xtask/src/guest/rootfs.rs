@@ -28,31 +28,74 @@ const TIME: &str = "1767225600";
 
 const MKFS: Program = Program("mkfs.ext4", "e2fsprogs");
 
+/// The images of [`prepare_compressed`].
+pub const COMPRESSED: [&str; 2] = ["rootfs.squashfs", "rootfs.erofs"];
+
 pub fn prepare(guests: &Guests) -> Result<PathBuf> {
+    let entry = build(guests, "rootfs", SIZE, |tree, directory| {
+        debian::require(&[MKFS])?;
+        let image = directory.join("unfinished.ext4");
+        make_image(tree, &image)?;
+        keep(&image, &directory.join("rootfs.ext4"))
+    })?;
+    Ok(entry.join("rootfs.ext4"))
+}
+
+/// A directory with the same files in images that are compressed and only read.
+pub fn prepare_compressed(guests: &Guests) -> Result<PathBuf> {
+    // What the small kernel can unpack.
+    let [squashfs, erofs] = COMPRESSED;
+    build(guests, "compressed", "lz4", |tree, directory| {
+        debian::require(&[
+            Program("mksquashfs", "squashfs-tools"),
+            Program("mkfs.erofs", "erofs-utils"),
+        ])?;
+        let mut command = Command::new("mksquashfs");
+        command.arg(tree).arg(directory.join(squashfs));
+        command.args([
+            "-comp",
+            "lz4",
+            "-all-root",
+            "-all-time",
+            TIME,
+            "-mkfs-time",
+            TIME,
+        ]);
+        run::quiet(&mut command).context("cannot make the squashfs image")?;
+        let mut command = Command::new("mkfs.erofs");
+        command.args(["-zlz4", "-T", TIME, "--all-root", "-U", UUID]);
+        command.arg(directory.join(erofs)).arg(tree);
+        run::quiet(&mut command).context("cannot make the EROFS image")
+    })
+}
+
+/// Makes images of the guest's files, in the cache, of which `make` gets the files and the entry.
+fn build(
+    guests: &Guests,
+    name: &'static str,
+    how: &str,
+    make: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let busybox = guests.package(&[PACKAGE])?;
     let scripts = resource("guest/rootfs");
     let probe = workspace::root().join("tests/probe");
-    let recipe = Recipe::new("rootfs")
+    let recipe = Recipe::new(name)
         .with(VERSION)
-        .with(SIZE)
+        .with(how)
         .with(&busybox.version)
         .with_files(&scripts)?
         .with_files(&probe)?;
-    let entry = guests.cache.get_or_build(&recipe, |directory| {
-        debian::require(&[MKFS])?;
+    guests.cache.get_or_build(&recipe, |directory| {
         let probe = workspace::statically("probe")?;
-        let step = Step::begin("making the guest's root file system");
+        let step = Step::begin(format!("making the guest's root file system ({name})"));
         let tree = directory.join("tree");
         populate(&tree, busybox, &scripts)?;
         install(&probe, &tree.join("test/probe"))?;
-        let image = directory.join("unfinished.ext4");
-        make_image(&tree, &image)?;
+        make(&tree, directory)?;
         fs::remove_dir_all(&tree)?;
-        keep(&image, &directory.join("rootfs.ext4"))?;
         step.done();
         Ok(())
-    })?;
-    Ok(entry.join("rootfs.ext4"))
+    })
 }
 
 /// Busybox as an entry of its own: the lab and the initrds are made of it too.

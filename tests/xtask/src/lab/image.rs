@@ -15,11 +15,13 @@ use crate::debian::{self, Program};
 use crate::guest::{Guests, Tiny};
 use crate::workspace;
 
-/// What a host has beside busybox: the helper of `--net user`, and what the README's networks are made with.
-pub const TOOLS: [Program; 3] = [
+/// What a host has beside busybox: the helper of `--net user`, what the README's networks are made with, and what
+/// disk images are.
+pub const TOOLS: [Program; 4] = [
     Program("passt", "passt"),
     Program("ip", "iproute2"),
     Program("nft", "nftables"),
+    Program("qemu-img", "qemu-utils"),
 ];
 
 /// A file that the lab gets: where it is there, and here.
@@ -46,6 +48,9 @@ pub fn guest_files(guests: &Guests, tiny: Option<&Tiny>) -> Result<Files> {
         ("guest/initrd".to_owned(), stock.initrd),
         ("guest/rootfs".to_owned(), guests.rootfs()?),
     ]);
+    for (name, image) in guests.compressed()? {
+        files.insert(format!("guest/{name}"), image);
+    }
     if let Some(tiny) = tiny {
         files.insert("guest/tiny-vmlinux".to_owned(), tiny.vmlinux.clone());
         files.insert("guest/tiny-bzimage".to_owned(), tiny.bzimage.clone());
