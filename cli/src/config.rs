@@ -76,7 +76,8 @@ pub struct Settings {
     ///
     /// `ro` keeps the guest from writing it and lets several VMs share it. `overlay` keeps what the guest
     /// writes in memory, `overlay=FILE` in a file that is made if it is missing: the image stays as it is
-    /// and may be shared. `format=raw|qcow2` says what it is, by default qcow2 where its name ends so.
+    /// and may be shared. `format=raw|qcow2` says what it is, by default qcow2 where its name ends so and
+    /// never because of what is in it.
     /// `A+B` is one disk of two files, one after the other or `layout=stripe:SIZE`. `cache=none` bypasses
     /// the host's page cache; `engine=sync` or `io_uring` says how data is moved, by default io_uring
     /// where the host has it; `serial=TEXT` is what the guest reads as its id. `on-error=stop` pauses the VM
