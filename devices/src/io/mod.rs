@@ -1,15 +1,16 @@
 //! The data-path side of virtio, written once: one I/O loop, one subscriber, one way to take and return
 //! descriptor chains.
 
+mod chain;
 mod queue_io;
 mod session;
 #[cfg(test)]
 mod tests;
 mod thread;
 mod used;
-mod walk;
 
-pub use queue_io::{Chain, MAX_QUEUES, QueueIo, QueueSet};
+pub use chain::Chain;
+pub use queue_io::{MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};
 #[cfg(any(test, feature = "testing"))]
 pub use thread::IoLoop;

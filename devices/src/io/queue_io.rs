@@ -1,33 +1,17 @@
 //! A worker's view of its virtqueues: take chains, give them back.
 //!
-//! Everything a chain says is checked here, once, before a device sees it: what a [`Chain`] holds is
-//! inside guest memory, in the order Virtio 1.2 §2.7.4.2 asks for, and finite. Runs on the I/O thread
-//! that owns the session.
+//! Everything a chain says is checked, once, before a device sees it: what a [`Chain`] holds is inside guest
+//! memory, in the order Virtio 1.2 §2.7.4.2 asks for, and finite. Runs on the I/O thread that owns the session.
 
 use std::sync::atomic::Ordering;
 
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, GuestMemoryBackend};
+use vm_memory::{Address, Bytes};
 
+use super::chain::{Chain, walk};
 use super::used;
-use super::walk::Walk;
-use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
+use crate::mem::{GuestAddress, GuestMemory};
 use crate::virtio::{DeviceFault, Features, QueueIndex};
-
-/// One request of the driver: buffers to read from, then buffers to write to.
-#[derive(Debug)]
-pub struct Chain<'m> {
-    /// Index of the first descriptor: the chain's name in the used ring.
-    pub head: u16,
-    /// Device-readable buffers, in order.
-    pub readable: Vec<GuestSlice<'m>>,
-    /// Device-writable buffers, in order.
-    pub writable: Vec<GuestSlice<'m>>,
-    /// Where the last device-writable byte is, for devices that put a status there: an address can wait
-    /// for a completion that comes after the event, a slice cannot.
-    pub last_writable: Option<GuestAddress>,
-}
 
 /// The queues of one device, for the length of one event.
 #[derive(Debug)]
@@ -36,6 +20,8 @@ pub struct QueueIo<'m> {
     queues: &'m mut [Queue],
     features: Features,
     completed: QueueSet,
+    /// The queue that was looked at last, and up to where the driver had filled it.
+    seen: Option<(QueueIndex, u16)>,
     /// Queues that were found empty, and got no chain since.
     empty: QueueSet,
     /// Queues that a worker had to leave with chains in them, to be called again for them at once.
@@ -118,6 +104,7 @@ impl<'m> QueueIo<'m> {
             queues,
             features,
             completed: QueueSet::default(),
+            seen: None,
             empty: QueueSet::default(),
             cut_short: QueueSet::default(),
             budget: Budget::EVENT,
@@ -180,18 +167,17 @@ impl<'m> QueueIo<'m> {
             return Ok(None);
         }
         let q = self.queue(queue)?;
-        // §2.7.5.3.1 limits a chain to the size of its queue. Linux, when it must settle for a smaller
-        // queue than offered, goes on making indirect chains for the size offered; they cost no more.
-        let longest = q.max_size();
-        let mut descriptors = q
-            .iter(memory)
-            .map_err(ring)?
-            .next()
-            // The entry itself cannot be read. Reporting an empty ring instead would make whoever waits
-            // for it to run empty wait for good.
-            .ok_or_else(|| ring(QueueError::InvalidAvailRingIndex))?;
-        let head = descriptors.head_index();
-        let (chain, bytes) = gather(self.memory, queue, head, longest, descriptors.by_ref())?;
+        let next = q.next_avail();
+        // §2.7.6: flags, index, ring.
+        let entry = GuestAddress(q.avail_ring())
+            .checked_add(4 + 2 * u64::from(next % q.size()))
+            .ok_or_else(|| ring(QueueError::AddressOverflow))?;
+        let head = memory
+            .load(entry, Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|error| ring(QueueError::GuestMemory(error)))?;
+        q.set_next_avail(next.wrapping_add(1));
+        let (chain, bytes) = chain_at(q, queue, memory, head)?;
         self.budget.chains -= 1;
         self.charge(bytes);
         Ok(Some(chain))
@@ -205,8 +191,7 @@ impl<'m> QueueIo<'m> {
     pub fn again(&mut self, queue: QueueIndex, head: u16) -> Result<Chain<'m>, DeviceFault> {
         let memory = self.memory;
         let q = self.queue(queue)?;
-        let walk = Walk::new(memory, GuestAddress(q.desc_table()), q.size(), head);
-        let (chain, bytes) = gather(memory, queue, head, q.max_size(), walk)?;
+        let (chain, bytes) = chain_at(q, queue, memory, head)?;
         self.charge(bytes);
         Ok(chain)
     }
@@ -274,11 +259,23 @@ impl<'m> QueueIo<'m> {
     /// The avail ring cannot be read.
     pub fn has_more(&mut self, queue: QueueIndex) -> Result<bool, DeviceFault> {
         let memory = self.memory;
+        let seen = self.seen;
+        let ring = |source| DeviceFault::Ring { queue, source };
         let q = self.queue(queue)?;
-        let available = q
-            .avail_idx(memory, Ordering::Acquire)
-            .map_err(|source| DeviceFault::Ring { queue, source })?;
-        Ok(available.0 != q.next_avail())
+        let next = q.next_avail();
+        // What was there once is there for good. The driver writes the index for each chain, so that each look at
+        // it takes the cache line away from its processor.
+        if let Some((_, available)) = seen.filter(|(index, _)| *index == queue)
+            && available != next
+        {
+            return Ok(true);
+        }
+        let available = q.avail_idx(memory, Ordering::Acquire).map_err(ring)?.0;
+        if available.wrapping_sub(next) > q.size() {
+            return Err(ring(QueueError::InvalidAvailRingIndex));
+        }
+        self.seen = Some((queue, available));
+        Ok(available != next)
     }
 
     fn queue(&mut self, queue: QueueIndex) -> Result<&mut Queue, DeviceFault> {
@@ -293,63 +290,18 @@ impl<'m> QueueIo<'m> {
 }
 
 /// The chain `head` of `queue`, all of its descriptors checked, and the bytes in its buffers.
-fn gather<'m>(
-    memory: &'m GuestMemory,
+fn chain_at<'m>(
+    q: &Queue,
     queue: QueueIndex,
+    memory: &'m GuestMemory,
     head: u16,
-    longest: u16,
-    descriptors: impl Iterator<Item = Descriptor>,
 ) -> Result<(Chain<'m>, u64), DeviceFault> {
-    let fault = |reason| DeviceFault::Chain {
+    // §2.7.5.3.1 limits a chain to the size of its queue. Linux, when it must settle for a smaller
+    // queue than offered, goes on making indirect chains for the size offered; they cost no more.
+    let (table, longest) = ((q.desc_table(), q.size()), q.max_size());
+    walk(memory, table, head, longest).map_err(|reason| DeviceFault::Chain {
         queue,
         head,
         reason,
-    };
-    let mut chain = Chain {
-        head,
-        readable: Vec::new(),
-        writable: Vec::new(),
-        last_writable: None,
-    };
-    let mut count = 0u16;
-    let mut bytes = 0u64;
-    let mut unfinished = true;
-    for descriptor in descriptors {
-        count += 1;
-        if count > longest {
-            return Err(fault("longer than its queue"));
-        }
-        let side = if descriptor.is_write_only() {
-            &mut chain.writable
-        } else if chain.writable.is_empty() {
-            &mut chain.readable
-        } else {
-            return Err(fault(
-                "a device-readable buffer follows a device-writable one",
-            ));
-        };
-        let len = usize::try_from(descriptor.len()).map_err(|_| fault("a buffer is too long"))?;
-        if len == 0 {
-            return Err(fault("an empty buffer"));
-        }
-        // A buffer may straddle two memory regions; it is then two slices.
-        for slice in GuestMemoryBackend::get_slices(memory, descriptor.addr(), len) {
-            side.push(slice.map_err(|_| fault("a buffer lies outside guest memory"))?);
-        }
-        if descriptor.is_write_only() {
-            chain.last_writable = descriptor
-                .addr()
-                .checked_add(u64::from(descriptor.len()) - 1);
-        }
-        bytes += u64::from(descriptor.len());
-        unfinished = descriptor.has_next();
-    }
-    // The iterator stops silently at anything it cannot follow; a well-formed chain ends in a
-    // descriptor without NEXT.
-    if unfinished {
-        return Err(fault(
-            "a loop, a link that leads out of the table, or more than 4 GiB",
-        ));
-    }
-    Ok((chain, bytes))
+    })
 }

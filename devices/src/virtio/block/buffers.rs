@@ -79,6 +79,9 @@ impl<'m> Buffers<'m> {
 
     /// Takes the first `len` bytes out, or all there are.
     pub(super) fn split(&mut self, len: u64) -> Self {
+        if len >= self.len() {
+            return std::mem::take(self);
+        }
         // More than there are where it is no length of memory.
         let mut wanted = usize::try_from(len).unwrap_or(usize::MAX);
         let mut front = Vec::new();

@@ -13,7 +13,9 @@ use crate::virtio::block::buffers::Buffers;
 use crate::virtio::block::disk::Tag;
 
 /// What this engine asks of the kernel.
-const OPCODES: [u8; 3] = [
+const OPCODES: [u8; 5] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Fsync::CODE,
@@ -253,14 +255,26 @@ impl Part {
         // At most as many as one call takes, and at most as many files as a disk has.
         let count = u32::try_from(vector.len()).unwrap_or(0);
         let file = types::Fixed(u32::try_from(self.file).unwrap_or(u32::MAX));
-        let entry = match self.kind {
-            Kind::Read => opcode::Readv::new(file, vector.as_ptr().cast(), count)
+        // One buffer is the usual case, and spares the kernel to keep a list. A run of guest memory may be longer
+        // than an entry can say: then it is a list of one.
+        let single = match vector {
+            [buffer] => u32::try_from(buffer.len()).ok().map(|len| (buffer, len)),
+            _ => None,
+        };
+        let entry = match (self.kind, single) {
+            (Kind::Read, Some((buffer, len))) => opcode::Read::new(file, buffer.as_ptr(), len)
                 .offset(self.offset)
                 .build(),
-            Kind::Write => opcode::Writev::new(file, vector.as_ptr().cast(), count)
+            (Kind::Write, Some((buffer, len))) => opcode::Write::new(file, buffer.as_ptr(), len)
                 .offset(self.offset)
                 .build(),
-            Kind::Sync => opcode::Fsync::new(file)
+            (Kind::Read, None) => opcode::Readv::new(file, vector.as_ptr().cast(), count)
+                .offset(self.offset)
+                .build(),
+            (Kind::Write, None) => opcode::Writev::new(file, vector.as_ptr().cast(), count)
+                .offset(self.offset)
+                .build(),
+            (Kind::Sync, _) => opcode::Fsync::new(file)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
         };
