@@ -245,6 +245,11 @@ fn copy<'m>(
 /// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
 pub fn readv(from: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
     let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
+    // One buffer is a usual case, and spares the kernel to fetch a list.
+    if let [IoVec { raw, .. }] = buffers {
+        // SAFETY: as below, with one buffer.
+        return check(unsafe { libc::read(from.as_raw_fd(), raw.iov_base, raw.iov_len) });
+    }
     // SAFETY: `IoVec` is an `iovec` of memory that is mapped for longer than this call, and there are
     // `count` of them. The kernel writes through the pointers only during the call; Rust has no
     // references to that memory, which the guest may change at any time anyway.
@@ -257,6 +262,10 @@ pub fn readv(from: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
 /// As the system call; more than [`MAX_BUFFERS`] buffers are an error.
 pub fn writev(to: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
     let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
+    if let [IoVec { raw, .. }] = buffers {
+        // SAFETY: as below, with one buffer.
+        return check(unsafe { libc::write(to.as_raw_fd(), raw.iov_base, raw.iov_len) });
+    }
     // SAFETY: as for reading; the kernel only reads through the pointers.
     check(unsafe { libc::writev(to.as_raw_fd(), buffers.as_ptr().cast(), count) })
 }
@@ -268,7 +277,6 @@ pub fn writev(to: BorrowedFd<'_>, buffers: &[IoVec<'_>]) -> io::Result<usize> {
 pub fn read_at(from: BorrowedFd<'_>, buffers: &[IoVec<'_>], offset: u64) -> io::Result<usize> {
     let count = libc::c_int::try_from(buffers.len()).map_err(io::Error::other)?;
     let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
-    // One buffer is the usual case, and spares the kernel to fetch a list.
     if let [IoVec { raw, .. }] = buffers {
         // SAFETY: as for `readv`, with one buffer.
         return check(unsafe {
