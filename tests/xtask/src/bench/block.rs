@@ -4,13 +4,14 @@
 //! doorbell, the I/O thread and the host's file, without an interrupt.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::process::Timed;
+use super::programs;
 use super::stats::{count, float};
 use super::table::{Case, Goal};
 use super::{Tools, by_turns};
@@ -18,7 +19,7 @@ use crate::debian::{self, Program};
 use crate::run;
 
 /// Of the file, which stays in the host's page cache: the host's disk is not what is measured.
-const LEN: u64 = 256 << 20;
+const LEN: u64 = 128 << 20;
 /// What each sample takes of fio, and about what it takes of mvm.
 const SECONDS: f64 = 0.25;
 const DEPTH: u32 = 32;
@@ -68,6 +69,7 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         println!("block: not measured: {error:#}");
         return Ok(Vec::new());
     }
+    programs::guest_in_c(&tools.directory, "block")?;
     let file = tools.directory.join("block.img");
     fs::write(&file, vec![0xa5; usize::try_from(LEN)?])?;
     let mut cases = Vec::new();
@@ -140,6 +142,7 @@ fn mvm(
             pattern.size,
             LEN / u64::from(pattern.size),
         ));
+    warm(file)?;
     let mut process = Timed::spawn(command)?;
     let first = process.wait_for(b'<')?;
     let last = process.wait_for(b'>')?;
@@ -160,6 +163,7 @@ fn fio(file: &Path, pattern: Pattern, engine: &str, depth: u32) -> Result<f64> {
         .arg(format!("--bs={}", pattern.size))
         .arg(format!("--ioengine={engine}"))
         .arg(format!("--iodepth={depth}"));
+    warm(file)?;
     let output = command.output().context("fio")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -168,12 +172,15 @@ fn fio(file: &Path, pattern: Pattern, engine: &str, depth: u32) -> Result<f64> {
     rate_of(&String::from_utf8_lossy(&output.stdout), pattern.write)
 }
 
+/// Sees to it that the file is in the page cache: a host may take what is cold out of it.
+fn warm(file: &Path) -> Result<()> {
+    std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
+    Ok(())
+}
+
 /// A colon separates files for fio.
 fn escaped(file: &Path) -> String {
-    PathBuf::from(file)
-        .display()
-        .to_string()
-        .replace(':', "\\:")
+    file.display().to_string().replace(':', "\\:")
 }
 
 /// The rate that fio's report tells.

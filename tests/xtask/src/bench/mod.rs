@@ -8,11 +8,13 @@ mod density;
 mod end;
 mod exits;
 mod memory;
+mod net;
 mod process;
 mod programs;
 mod start;
 mod stats;
 mod table;
+mod vsock;
 
 use std::fs;
 use std::path::PathBuf;
@@ -52,6 +54,10 @@ pub enum Family {
     Teardown,
     /// A disk, beside fio on the same file.
     Block,
+    /// Frames through a tap, beside a loop of reads or writes.
+    Net,
+    /// Streams, beside a socketpair.
+    Vsock,
     /// A hundred idle VMs: memory and wake-ups.
     Density,
 }
@@ -99,6 +105,8 @@ pub fn bench(options: &Options) -> Result<()> {
             Family::Exits => exits::cases(&tools),
             Family::Teardown => end::cases(&tools),
             Family::Block => block::cases(&tools),
+            Family::Net => net::cases(&tools),
+            Family::Vsock => vsock::cases(&tools),
             Family::Density => density::cases(&tools),
         }
         .with_context(|| family.name())?;
@@ -155,7 +163,6 @@ impl Tools {
         for guest in ["IDLE", "IDLE_PVH", "END", "PORT", "MMIO"] {
             programs::guest(&directory, guest, EXITS)?;
         }
-        programs::guest_in_c(&directory, "block")?;
         Ok(Self {
             mvm,
             floor,

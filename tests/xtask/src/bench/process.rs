@@ -1,6 +1,6 @@
 //! Processes that are timed by what comes out of them.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ impl Timed {
     /// Starts a command.
     pub fn spawn(mut command: Command) -> Result<Self> {
         command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         let started = Instant::now();
@@ -57,6 +57,12 @@ impl Timed {
             );
         }
         Ok(now)
+    }
+
+    /// Types a byte.
+    pub fn feed(&mut self, byte: u8) -> Result<()> {
+        let input = self.child.stdin.as_mut().context("no pipe")?;
+        Ok(input.write_all(&[byte])?)
     }
 
     /// When the process is over, which has to be without an error.
