@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Settings;
 use crate::ctl::CtlArgs;
@@ -31,6 +31,14 @@ pub struct CommandLine {
     #[command(subcommand)]
     pub command: Option<Command>,
     /// The VM and how it is run.
+    #[command(flatten)]
+    pub vm: Vm,
+}
+
+/// A VM to boot.
+#[derive(Debug, Args)]
+pub struct Vm {
+    /// Its settings.
     #[command(flatten)]
     pub settings: Settings,
     /// Read settings from FILE, TOML or JSON
@@ -120,10 +128,24 @@ pub enum Refusal {
 impl CommandLine {
     /// Reads a command line.
     pub fn read(args: impl IntoIterator<Item = OsString>) -> Result<Self, Refusal> {
+        let args: Vec<OsString> = args.into_iter().collect();
+        if let Some(vm) = Vm::read(&args) {
+            return Ok(Self { command: None, vm });
+        }
         Self::try_parse_from(args).map_err(|error| match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Text(Box::new(error)),
             _ => Refusal::Usage(in_one_line(&error)),
         })
+    }
+}
+
+impl Vm {
+    /// Reads a line that asks for a VM and is right. Any other is left to the whole definition, for its
+    /// commands and its messages: to make that of the commands takes as long as all the rest of reading.
+    fn read(args: &[OsString]) -> Option<Self> {
+        let line = Self::augment_args(clap::Command::new("mvm"));
+        let matches = line.try_get_matches_from(args).ok()?;
+        Self::from_arg_matches(&matches).ok()
     }
 }
 
@@ -253,6 +275,26 @@ mod tests {
             ("--mem 1G --mem 2G", "--mem is given twice"),
         ] {
             assert_eq!(refused(args), line);
+        }
+    }
+
+    #[test]
+    fn a_vm_is_read_alike_with_and_without_the_definition_of_commands() {
+        for line in [
+            "mvm",
+            "mvm --kernel k --disk a --disk b,ro --cpus 2",
+            "mvm --config f --mem 1G -- doctor --json",
+        ] {
+            let args: Vec<_> = line.split(' ').map(OsString::from).collect();
+            let short = Vm::read(&args).expect("a VM");
+            let whole = CommandLine::try_parse_from(&args).expect("a VM");
+            assert!(whole.command.is_none());
+            assert_eq!(short.settings, whole.vm.settings);
+            assert_eq!(short.config, whole.vm.config);
+        }
+        for line in ["mvm doctor", "mvm --help", "mvm --version", "mvm --cpus x"] {
+            let args: Vec<_> = line.split(' ').map(OsString::from).collect();
+            assert!(Vm::read(&args).is_none(), "{line}");
         }
     }
 

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor(args)) => doctor::run(&args).map_err(Into::into),
         Some(Command::Ctl(args)) => ctl::run(args).map_err(Into::into),
         Some(Command::Test(args)) => matrix::run(&args, start).map_err(Into::into),
-        None => boot(line.settings, line.config.as_deref(), start),
+        None => boot(line.vm.settings, line.vm.config.as_deref(), start),
     };
     match done {
         Ok(status) => ExitCode::from(status),
