@@ -23,7 +23,7 @@ use devices::virtio::transport::mmio::{self, MmioTransport};
 use crate::catalog::{self, Controls, Opened};
 use crate::command::{self, CommandIo, CommandLine};
 use crate::config::{DEFAULT_CMDLINE, VIRTIO_CONSOLE_CMDLINE, VmConfig};
-use crate::console::{AttachedConsole, Console, StartedConsole};
+use crate::console::{AttachedConsole, Console, PreparedConsole};
 use crate::error::BuildError;
 use crate::events::{EventNotes, EventSender};
 use crate::halt::HaltWatcher;
@@ -117,7 +117,7 @@ impl VmBuilder {
         } = catalog::open(&config)?;
         devices.extend(own);
         let notes = events.as_ref().map(EventSender::notes);
-        let mut console = console.start(events)?;
+        let mut console = console.prepare(events)?;
         let default_cmdline = match console.device.take() {
             None => DEFAULT_CMDLINE,
             Some(device) => {
@@ -176,7 +176,7 @@ struct Assembly {
     devices: Vec<Box<dyn VirtioDevice>>,
     controls: Controls,
     io_threads: u8,
-    console: StartedConsole,
+    console: PreparedConsole,
     notes: Option<EventNotes>,
     command: Option<CommandLine>,
     threads: Threads,

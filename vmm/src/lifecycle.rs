@@ -273,6 +273,22 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// Starts the threads that serve the guest. After its vCPUs: a guest takes longer to its first use of a
+    /// device than these to their start. Where one does not start, its loop is gone before the vCPUs that
+    /// may wait for it are joined.
+    fn serve(&mut self, io: Vec<IdleIo>) -> Result<(), VmError> {
+        if let Some(console) = &mut self.console {
+            console.start().map_err(VmError::Spawn)?;
+        }
+        for idle in io {
+            let thread = idle.start(&self.lifecycle, &self.threads);
+            self.io.push(thread.map_err(VmError::Io)?);
+        }
+        Ok(())
+    }
+}
+
 impl Vm {
     /// A handle to control the VM from anywhere, for what has to be there before it runs.
     #[must_use]
@@ -280,7 +296,7 @@ impl Vm {
         self.machine.handle()
     }
 
-    /// Starts the vCPUs.
+    /// Starts the vCPUs, and what serves them.
     ///
     /// # Errors
     /// A thread could not be started; the VM is gone.
@@ -318,17 +334,7 @@ impl Vm {
                 }
             }
         }
-        // After the vCPUs: a guest takes longer to its first use of a device than a thread to its start.
-        // Where one does not start, its loop is gone before the vCPUs that may wait for it are joined.
-        let Machine {
-            io: running_io,
-            lifecycle,
-            threads,
-            ..
-        } = &mut running.machine;
-        for idle in io {
-            running_io.push(idle.start(lifecycle, threads).map_err(VmError::Io)?);
-        }
+        running.machine.serve(io)?;
         Ok(running)
     }
 }

@@ -78,13 +78,16 @@ impl CommandLine {
             source,
         })?;
         let console = Console::from_parts(Some(input.into()), Box::new(output));
-        let AttachedConsole { port, input, guard } = console.start(None)?.attach(line)?;
+        let AttachedConsole { port, input, guard } = console.prepare(None)?.attach(line)?;
         self.guard = Some(guard);
         Ok((port, input))
     }
 
     /// Starts the session: the machine is about to run.
     pub fn start(&mut self, lifecycle: &Arc<Lifecycle>, threads: &Threads) -> io::Result<()> {
+        if let Some(guard) = &mut self.guard {
+            guard.start()?;
+        }
         if let Some(parts) = self.parts.take() {
             self.session = Some(Session::start(parts, Arc::clone(lifecycle), threads)?);
         }

@@ -22,8 +22,8 @@ use super::unix::SocketInput;
 use super::{Console, ConsoleError, ConsolePort, FLUSH_LIMIT, Input, InputFilter, Keep, Output};
 use crate::events::EventSender;
 
-/// A console whose writer threads run, with the serial port still to come.
-pub(crate) struct StartedConsole {
+/// A console with its rings, whose serial port is still to come.
+pub(crate) struct PreparedConsole {
     /// The virtio-console, if it is one.
     pub device: Option<virtio::Console>,
     receiver: Option<Arc<dyn Receiver>>,
@@ -44,12 +44,15 @@ pub(crate) struct AttachedConsole {
 }
 
 impl Console {
-    /// Starts the writer threads, and makes the virtio-console if it is one. What the guest prints also
-    /// goes to `events`, line by line.
+    /// Makes the rings, and the virtio-console if it is one. What the guest prints also goes to `events`,
+    /// line by line.
     ///
     /// # Errors
-    /// Fails if the host has no descriptor or thread left.
-    pub(crate) fn start(self, events: Option<EventSender>) -> Result<StartedConsole, ConsoleError> {
+    /// Fails if the host has no descriptor left.
+    pub(crate) fn prepare(
+        self,
+        events: Option<EventSender>,
+    ) -> Result<PreparedConsole, ConsoleError> {
         let mut sinks = Vec::with_capacity(2);
         if let Some(Output {
             consumer,
@@ -57,13 +60,12 @@ impl Console {
             name,
         }) = self.output
         {
-            sinks
-                .push(Sink::start("console", consumer, policy, name).map_err(ConsoleError::Start)?);
+            sinks.push(Sink::new("console", consumer, policy, name).map_err(ConsoleError::Start)?);
         }
         if let Some(events) = events {
             let tap = Box::new(Tap::new(events));
             let name = "the VM's events".to_owned();
-            sinks.push(Sink::start("tap", tap, tap::POLICY, name).map_err(ConsoleError::Start)?);
+            sinks.push(Sink::new("tap", tap, tap::POLICY, name).map_err(ConsoleError::Start)?);
         }
         let writers = Writers(sinks.iter().map(Sink::writer).collect());
         let device = match self.port {
@@ -73,7 +75,7 @@ impl Console {
                 Some(virtio::Console::new(Arc::new(output)).map_err(ConsoleError::Start)?)
             }
         };
-        Ok(StartedConsole {
+        Ok(PreparedConsole {
             receiver: device.as_ref().map(virtio::Console::receiver),
             device,
             writers,
@@ -87,7 +89,7 @@ impl Console {
     }
 }
 
-impl StartedConsole {
+impl PreparedConsole {
     /// Adds the serial port, which interrupts on `line`.
     ///
     /// # Errors
@@ -183,6 +185,11 @@ pub(crate) struct ConsoleGuard {
 }
 
 impl ConsoleGuard {
+    /// Starts the writer threads. Until then the rings keep what the guest prints.
+    pub fn start(&mut self) -> io::Result<()> {
+        self.sinks.iter_mut().try_for_each(Sink::start)
+    }
+
     /// Lets go of any vCPU that waits for the console's reader, and makes none wait from now on. To be
     /// called before vCPU threads are stopped and joined; what they have said is not lost by it.
     pub fn release_vcpus(&self) {
@@ -217,9 +224,9 @@ impl Drop for ConsoleGuard {
     }
 }
 
-impl fmt::Debug for StartedConsole {
+impl fmt::Debug for PreparedConsole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StartedConsole")
+        f.debug_struct("PreparedConsole")
             .field("device", &self.device)
             .field("guard", &self.guard)
             .finish_non_exhaustive()

@@ -38,7 +38,7 @@ pub use devices::console::InputFilter;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-pub(crate) use self::attach::{AttachedConsole, ConsoleGuard, StartedConsole};
+pub(crate) use self::attach::{AttachedConsole, ConsoleGuard, PreparedConsole};
 pub use self::config::{ConsoleConfig, ConsoleConfigError, ConsoleEnd, ConsolePort};
 use self::consumer::{Consumer, Custom, Descriptor, Policy};
 pub use self::error::ConsoleError;

@@ -20,6 +20,7 @@
 mod ring;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -60,8 +61,10 @@ impl SinkWriter {
     /// Puts bytes for which there is room. What others have put there in between is not waited for.
     pub(super) fn put(&self, bytes: &[u8]) {
         let mut state = self.0.lock();
-        if state.is_open() {
-            self.0.put(&mut state, bytes);
+        let wake = state.is_open() && self.0.put(&mut state, bytes);
+        drop(state);
+        if wake {
+            self.0.wake();
         }
     }
 }
@@ -78,32 +81,41 @@ impl Write for SinkWriter {
 }
 
 /// The ring and its thread, owned by the end that closes it.
-#[derive(Debug)]
 pub(super) struct Sink {
     ring: Arc<Ring>,
+    /// Until the thread begins: its name, and what it will write to.
+    idle: Option<(&'static str, Box<dyn Consumer>)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Sink {
-    /// Starts a writer thread called `thread`. `name` is what the log calls the consumer.
-    pub(super) fn start(
-        thread: &str,
-        mut consumer: Box<dyn Consumer>,
+    /// A ring that keeps what it is given until a thread called `thread` begins. `name` is what the log
+    /// calls the consumer.
+    pub(super) fn new(
+        thread: &'static str,
+        consumer: Box<dyn Consumer>,
         policy: Policy,
         name: String,
     ) -> io::Result<Self> {
-        let ring = Arc::new(Ring::new(policy, name)?);
-        let mark = MarkGone(Arc::clone(&ring));
-        let thread = thread::Builder::new()
-            .name(thread.to_owned())
-            .spawn(move || {
+        Ok(Self {
+            ring: Arc::new(Ring::new(policy, name)?),
+            idle: Some((thread, consumer)),
+            thread: None,
+        })
+    }
+
+    /// Starts the writer thread, once.
+    pub(super) fn start(&mut self) -> io::Result<()> {
+        if let Some((name, mut consumer)) = self.idle.take() {
+            let mark = MarkGone(Arc::clone(&self.ring));
+            let thread = thread::Builder::new().name(name.to_owned());
+            let thread = thread.spawn(move || {
                 let mark = mark;
                 mark.0.run(consumer.as_mut());
             })?;
-        Ok(Self {
-            ring,
-            thread: Some(thread),
-        })
+            self.thread = Some(thread);
+        }
+        Ok(())
     }
 
     /// A guest's end. Any number may be used at the same time.
@@ -169,6 +181,15 @@ impl Sink {
             // It has nothing left to do; a panic of a custom consumer has been printed already.
             let _ = thread.join();
         }
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sink")
+            .field("ring", &self.ring)
+            .field("thread", &self.thread)
+            .finish_non_exhaustive()
     }
 }
 

@@ -40,8 +40,12 @@ impl Machine {
 
     fn followed(console: Console, events: Option<EventSender>) -> Self {
         let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let AttachedConsole { port, input, guard } =
-            console.start(events).unwrap().attach(line).unwrap();
+        let AttachedConsole {
+            port,
+            input,
+            mut guard,
+        } = console.prepare(events).unwrap().attach(line).unwrap();
+        guard.start().unwrap();
         let mut events = Loop::new().unwrap();
         if let Some(input) = input {
             events.add_subscriber(input);

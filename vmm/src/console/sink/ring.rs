@@ -57,6 +57,15 @@ impl State {
         !self.closed && self.writer != Writer::Gone
     }
 
+    /// Gives the writer thread something to do; whether it has to be woken for it.
+    fn rouse(&mut self) -> bool {
+        let rests = matches!(self.writer, Writer::Lingers | Writer::Sleeps);
+        if rests {
+            self.writer = Writer::Busy;
+        }
+        rests
+    }
+
     /// What of the capacity is taken.
     fn used(&self) -> usize {
         self.bytes.len() + self.in_flight
@@ -117,30 +126,36 @@ impl Ring {
         self.change.notify_all();
     }
 
-    fn wake(&self, state: &mut State) {
-        if matches!(state.writer, Writer::Lingers | Writer::Sleeps) {
-            state.writer = Writer::Busy;
-            self.work.notify_one();
-        }
+    /// Wakes the writer thread. Best done without the state: it would wake up only to wait for that.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
     }
 
     /// Called by vCPU threads. Waits as long as the policy allows, and never fails.
     pub(super) fn push(&self, mut bytes: &[u8]) {
+        let mut wake = false;
         let mut state = self.lock();
         while !bytes.is_empty() && state.is_open() {
             match self.room(&mut state, bytes.len()) {
                 Ok(room) => {
                     let (now, later) = bytes.split_at(room);
-                    self.put(&mut state, now);
+                    wake |= self.put(&mut state, now);
                     bytes = later;
                 }
                 Err(left) => {
+                    if std::mem::take(&mut wake) {
+                        self.wake();
+                    }
                     (state, _) = self
                         .change
                         .wait_timeout(state, left)
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             }
+        }
+        drop(state);
+        if wake {
+            self.wake();
         }
     }
 
@@ -151,7 +166,9 @@ impl Ring {
             return Ok(room.min(wanted));
         }
         if !(state.stalled || state.hurry) {
-            self.wake(state);
+            if state.rouse() {
+                self.wake();
+            }
             let waited = if state.in_flight == 0 {
                 // The writer is about to come for it; only then does the consumer's time begin.
                 Duration::ZERO
@@ -168,8 +185,9 @@ impl Ring {
     }
 
     /// Puts bytes into the ring. Where nobody waits, the oldest go for them; otherwise there is room, or
-    /// was a moment ago.
-    pub(super) fn put(&self, state: &mut State, bytes: &[u8]) {
+    /// was a moment ago. Whether the writer thread is now to be [woken](Self::wake).
+    #[must_use]
+    pub(super) fn put(&self, state: &mut State, bytes: &[u8]) -> bool {
         if state.stalled || state.hurry {
             let excess = (state.used() + bytes.len()).saturating_sub(self.policy.capacity);
             let excess = excess.min(state.bytes.len());
@@ -177,14 +195,14 @@ impl Ring {
             state.dropped = state.dropped.saturating_add(excess as u64);
         }
         state.bytes.extend(bytes);
-        if state.writer == Writer::Sleeps || state.bytes.len() >= CHUNK {
-            self.wake(state);
-        }
+        (state.writer == Writer::Sleeps || state.bytes.len() >= CHUNK) && state.rouse()
     }
 
     /// The writer thread's body.
     pub(super) fn run(&self, consumer: &mut dyn Consumer) {
         let mut buffer = [0; CHUNK];
+        // What came before this thread did goes out at once.
+        self.lock().writer = Writer::Sleeps;
         while let Some(count) = self.take(&mut buffer) {
             let mut rest = &buffer[..count];
             while !rest.is_empty() {

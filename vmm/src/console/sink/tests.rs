@@ -26,13 +26,13 @@ fn policy(patience: Duration) -> Policy {
 }
 
 fn start(consumer: impl Consumer + 'static, patience: Duration) -> Sink {
-    Sink::start(
-        "console",
-        Box::new(consumer),
-        policy(patience),
-        "a test".to_owned(),
-    )
-    .unwrap()
+    started(Box::new(consumer), policy(patience))
+}
+
+fn started(consumer: Box<dyn Consumer>, policy: Policy) -> Sink {
+    let mut sink = Sink::new("console", consumer, policy, "a test".to_owned()).unwrap();
+    sink.start().unwrap();
+    sink
 }
 
 fn pipe() -> (PipeReader, Descriptor) {
@@ -297,13 +297,46 @@ fn nobody_delays_the_end_where_nobody_is_expected() {
         } else {
             Box::new(stopped)
         };
-        let mut sink = Sink::start("console", consumer, policy, "a test".to_owned()).unwrap();
+        let mut sink = started(consumer, policy);
         print(&sink, &pattern(8000));
         let begin = Instant::now();
         sink.close(NEVER);
         assert!(begin.elapsed() < SOON);
         assert!(gone(&sink));
     }
+}
+
+#[test]
+fn what_comes_before_the_thread_is_kept_for_it() {
+    let (mut reader, consumer) = pipe();
+    let mut sink = Sink::new(
+        "console",
+        Box::new(consumer),
+        policy(NEVER),
+        "it".to_owned(),
+    )
+    .unwrap();
+    print(&sink, b"early");
+    sink.start().unwrap();
+    let mut got = [0; 5];
+    reader.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"early");
+}
+
+#[test]
+fn a_thread_that_never_began_keeps_nobody() {
+    let (mut reader, consumer) = pipe();
+    let mut sink = Sink::new(
+        "console",
+        Box::new(consumer),
+        policy(NEVER),
+        "it".to_owned(),
+    )
+    .unwrap();
+    print(&sink, b"lost");
+    sink.close(NEVER);
+    drop(sink);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]
@@ -324,7 +357,7 @@ fn bytes_go_out_in_batches_and_the_ring_shrinks_again() {
         ..policy(NEVER)
     };
     let consumer = Box::new(Custom(Box::new(Counts(sender))));
-    let mut sink = Sink::start("console", consumer, big, "a test".to_owned()).unwrap();
+    let mut sink = started(consumer, big);
     assert_eq!(sink.ring.lock().bytes.capacity(), 0);
     print(&sink, &pattern(200_000));
     eventually(|| {

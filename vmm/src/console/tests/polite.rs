@@ -21,7 +21,8 @@ fn sink(patience: Duration) -> (Sink, PipeReader) {
         expects_reader: true,
     };
     let consumer = Box::new(Descriptor::new(writer.into()));
-    let sink = Sink::start("console", consumer, policy, "a test".to_owned()).unwrap();
+    let mut sink = Sink::new("console", consumer, policy, "a test".to_owned()).unwrap();
+    sink.start().unwrap();
     (sink, reader)
 }
 
