@@ -1,13 +1,13 @@
 //! The rest of the world, as a guest's network sees it: a web server, a name server, and a host with addresses.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use probe::talk;
 use sha2::{Digest, Sha256};
 
@@ -69,6 +69,46 @@ impl Web {
     /// The address of its page.
     pub fn url(&self) -> String {
         format!("http://{}/page", self.address)
+    }
+}
+
+/// Takes what guests send it.
+#[derive(Debug)]
+pub struct Sink(TcpListener);
+
+impl Sink {
+    /// Listens at `address`.
+    pub fn listen(address: Ipv4Addr) -> Result<Self> {
+        let listener =
+            TcpListener::bind((address, 0)).with_context(|| format!("a sink on {address}"))?;
+        Ok(Self(listener))
+    }
+
+    /// Its port.
+    pub fn port(&self) -> Result<u16> {
+        Ok(self.0.local_addr()?.port())
+    }
+
+    /// The SHA-256 of each of `count` streams, which may come at once. Whoever waits for more than come waits until the
+    /// guest is gone: a thread of its own is the place for that.
+    pub fn take(&self, count: usize) -> Result<Vec<String>> {
+        let streams = self.0.incoming().take(count);
+        let readers: Vec<_> = streams
+            .map(|stream| {
+                thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    stream?.read_to_end(&mut bytes)?;
+                    Ok::<_, std::io::Error>(hex(&Sha256::digest(&bytes)))
+                })
+            })
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| {
+                let sum = reader.join().map_err(|_| anyhow!("a reader panicked"))?;
+                Ok(sum?)
+            })
+            .collect()
     }
 }
 
@@ -187,10 +227,8 @@ pub fn echo_over_tcp(to: SocketAddr, bytes: &[u8], limit: Duration) -> Result<Ve
             .and_then(|()| sender.shutdown(std::net::Shutdown::Write))
     });
     let mut back = Vec::new();
-    std::io::Read::read_to_end(&mut &stream, &mut back)?;
-    sending
-        .join()
-        .map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+    (&stream).read_to_end(&mut back)?;
+    sending.join().map_err(|_| anyhow!("a thread panicked"))??;
     Ok(back)
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
@@ -14,12 +14,14 @@ use super::refusals::refused;
 use super::tests;
 use crate::context::{Context, Kernel, Skip};
 use crate::lan;
-use crate::servers::{self, Web};
+use crate::servers::{self, Sink, Web};
 use crate::vm::{Mvm, Vm};
 
 tests! { "user_net":
     LONG stock_guest_fetches_20_mb_and_resolves_a_name,
     LONG guest_fetches_20_mb_and_resolves_a_name,
+    LONG eight_streams_at_once,
+    SHORT a_command_has_the_network,
     SHORT published_ports,
     SHORT loopback_is_out_of_reach,
     SHORT loopback_where_it_is_asked_for,
@@ -91,6 +93,75 @@ fn guest_fetches_20_mb_and_resolves_a_name(context: &Context) -> Result<()> {
 
 fn stock_guest_fetches_20_mb_and_resolves_a_name(context: &Context) -> Result<()> {
     fetch_and_resolve(context, Kernel::StockBzimage, "", "udhcpc")
+}
+
+/// The address is one that the guest's init asked for; nobody told the kernel to.
+fn a_command_has_the_network(context: &Context) -> Result<()> {
+    let web = Web::serve(servers::outside()?, servers::noise(MIB))?;
+    let rootfs = context.rootfs()?;
+    let script = format!(
+        "ip -4 addr show dev eth0 | grep -o 'inet [0-9./]*'; wget -q -O - {} | sha256sum; exit 7",
+        web.url()
+    );
+    let mvm = context.boot(Kernel::TinyElf)?.arg("--rootfs").arg(rootfs);
+    let outcome = ordinary(context, mvm.args("--net user").shell(&script))?.exits_with(7)?;
+    let expected = format!("inet 10.0.2.15/24\n{}  -\n", web.sum);
+    ensure!(outcome.stdout == expected, "{}", outcome.stdout);
+    ensure!(outcome.stderr.is_empty(), "mvm said: {}", outcome.stderr);
+    Ok(())
+}
+
+/// Each way by itself, and then both ways at once.
+fn eight_streams_at_once(context: &Context) -> Result<()> {
+    const COUNT: usize = 8;
+    let outside = servers::outside()?;
+    let noise = servers::noise(2 * MIB);
+    let web = Web::serve(outside, noise.clone())?;
+    let sink = Sink::listen(outside)?;
+    let to = SocketAddr::from((outside, servers::free_port()?));
+    let what = format!("net-many,{COUNT},{},{outside},{}", web.url(), sink.port()?);
+    let card = format!("user,publish={}:7", to.port());
+    let mut vm = script(context, Kernel::TinyElf, &card, &what)?
+        .append("ip=dhcp")
+        .spawn()?;
+    let taking = thread::spawn(move || sink.take(COUNT));
+    vm.wait_for("configured")?;
+    let start = Instant::now();
+    vm.wait_for("received")?;
+    let received = start.elapsed();
+    vm.wait_for("echo: ready on 7")?;
+    let sent = start.elapsed() - received;
+    let sums = taking.join().map_err(|_| anyhow!("the sink panicked"))??;
+    ensure!(
+        sums.iter().all(|sum| *sum == web.sum),
+        "something else was sent"
+    );
+    let start = Instant::now();
+    let limit = Duration::from_secs(60);
+    thread::scope(|scope| {
+        let echoes =
+            [(); COUNT].map(|()| scope.spawn(|| servers::echo_over_tcp(to, &noise, limit)));
+        for echo in echoes {
+            let back = echo.join().map_err(|_| anyhow!("a client panicked"))??;
+            ensure!(back == noise, "something else came back");
+        }
+        Ok(())
+    })?;
+    let echoed = start.elapsed();
+    vm.type_in("enough\n")?;
+    let outcome = vm.exits_with(0)?;
+    println!(
+        "    {COUNT} x 2 MiB received in {:.1} s, sent in {:.1} s, echoed in {:.1} s, {} out of order",
+        received.as_secs_f64(),
+        sent.as_secs_f64(),
+        echoed.as_secs_f64(),
+        outcome.value("out of order")?
+    );
+    ensure!(
+        outcome.stdout.matches(&web.sum).count() == COUNT,
+        "something else was received"
+    );
+    Ok(())
 }
 
 /// A guest that answers on its port 7, published like this.
