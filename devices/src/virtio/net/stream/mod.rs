@@ -24,6 +24,7 @@ mod guard;
 mod incoming;
 mod outgoing;
 mod room;
+mod tcp;
 #[cfg(test)]
 mod tests;
 

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use super::super::backend::HEADER;
-use super::room::{self, Room};
+use super::room::Room;
+use super::tcp::SEEN;
 use super::{ETHERNET, PREFIX, cut, guard};
 use crate::iovec::{self, IoVec, MAX_BUFFERS};
 use crate::mem::GuestSlice;
@@ -59,7 +60,7 @@ impl Outgoing {
             return refused(ErrorKind::InvalidInput, "a frame of an impossible length");
         };
         // The beginning is copied before it is looked at and changed: the guest may change it at any time.
-        let mut front = [0; PREFIX + room::SEEN];
+        let mut front = [0; PREFIX + SEEN];
         front[..PREFIX].copy_from_slice(&prefix.to_be_bytes());
         let seen = iovec::gather(frame, HEADER, &mut front[PREFIX..]);
         let front = &mut front[..PREFIX + seen];
