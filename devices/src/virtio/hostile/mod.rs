@@ -16,6 +16,7 @@ mod fs;
 pub mod generic;
 mod net;
 mod rng;
+mod stream;
 pub mod subject;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ pub fn subjects() -> Vec<Subject> {
         block::uring(),
         Some(net::subject()),
         Some(net::pairs()),
+        Some(stream::subject()),
         Some(console::subject()),
         Some(fs::subject()),
         Some(rng::subject()),

@@ -16,12 +16,12 @@ const F_MQ: u64 = 1 << 22;
 const F_MRG_RXBUF: u64 = 1 << 15;
 
 const RX: u16 = 0;
-const TX: u16 = 1;
+pub(super) const TX: u16 = 1;
 /// Of a card of one pair.
 const CONTROL: u16 = 2;
 
 /// Bytes of `struct virtio_net_hdr`.
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 
 /// A card of one queue pair.
 pub(super) fn subject() -> Subject {
@@ -46,8 +46,8 @@ pub(super) fn pairs() -> Subject {
     }
 }
 
-fn stage(pairs: usize) -> Stage {
-    let (net, outlet, ends) = card(pairs);
+/// The queues of a card of so many pairs.
+pub(super) fn plans(pairs: usize) -> Vec<QueuePlan> {
     let plan = |request| QueuePlan {
         request,
         taken: true,
@@ -62,8 +62,13 @@ fn stage(pairs: usize) -> Stage {
     });
     let mut queues = [receive, transmit].repeat(pairs);
     queues.push(control);
+    queues
+}
+
+fn stage(pairs: usize) -> Stage {
+    let (net, outlet, ends) = card(pairs);
     Stage {
-        queues,
+        queues: plans(pairs),
         host: Box::new(Street {
             ends,
             outlet,
@@ -112,7 +117,7 @@ impl Host for Street {
 
 /// Sends a frame of its own through the first pair until one arrives that was sent for it, and asks for an
 /// address.
-fn serves(attack: &mut Attack) {
+pub(super) fn serves(attack: &mut Attack) {
     let control = u16::try_from(attack.queues.len() - 1).unwrap_or(CONTROL);
     let driver = &mut attack.drivers[usize::from(TX)];
     driver.recycle();
