@@ -49,7 +49,8 @@ pub struct Web {
 
 impl Web {
     /// Serves `page` at `address` for as long as this process lives.
-    pub fn serve(address: Ipv4Addr, page: Vec<u8>) -> Result<Self> {
+    pub fn serve(address: impl Into<IpAddr>, page: Vec<u8>) -> Result<Self> {
+        let address = address.into();
         let listener =
             TcpListener::bind((address, 0)).with_context(|| format!("a server on {address}"))?;
         let web = Self {

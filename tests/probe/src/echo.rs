@@ -1,13 +1,13 @@
 //! A server that says what it hears, over TCP and UDP.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-/// Serves at the port of both protocols until it is killed.
+/// Serves at the port of both protocols, over IPv4 too, until it is killed.
 pub fn run(port: u16) -> io::Result<()> {
-    let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
-    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
     println!("echo: ready on {port}");
     thread::spawn(move || {
         let mut datagram = vec![0; 1 << 16];

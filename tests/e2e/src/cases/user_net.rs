@@ -1,7 +1,7 @@
 //! User-mode networking: all of it as an ordinary user without capabilities, whom nothing was set up for.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ tests! { "user_net":
     SHORT killed_helper_takes_the_link_along,
     SHORT two_cards,
     SHORT a_host_without_a_way_out,
+    SHORT ipv6,
     SHORT refusals,
 }
 
@@ -404,6 +405,45 @@ fn a_host_without_a_way_out(context: &Context) -> Result<()> {
             "the name is somewhere else"
         );
         Ok(())
+    })
+}
+
+/// The guest makes itself an address of the host's network, reaches a server by it, and is reached.
+fn ipv6(context: &Context) -> Result<()> {
+    lan::alone(|| {
+        lan::ip("link add up0 type dummy")?;
+        lan::ip("link set up0 up")?;
+        lan::ip("addr add 10.20.0.1/24 dev up0")?;
+        lan::ip("route add default via 10.20.0.254")?;
+        lan::ip("addr add 2001:db8::1/64 dev up0 nodad")?;
+        lan::ip("-6 route add default via 2001:db8::fe dev up0")?;
+        let server = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x80);
+        lan::ip(&format!("addr add {server}/128 dev lo nodad"))?;
+        let web = Web::serve(server, servers::noise(MIB))?;
+        let port = servers::free_port()?;
+        let rootfs = context.rootfs()?;
+        let script = format!(
+            "until wget -q -O /tmp/page {}; do sleep 0.2; done; sha256sum </tmp/page
+            ip -6 addr show dev eth0 scope global | grep -o 'inet6 2001:db8::[0-9a-f:]*/64'
+            /test/probe echo 7 & read -r line; kill $!",
+            web.url()
+        );
+        let mvm = context.boot(Kernel::TinyElf)?.arg("--rootfs").arg(rootfs);
+        let card = format!("user,publish={port}:7");
+        let mvm = mvm.arg("--net").arg(card).shell(&script);
+        let mut vm = ordinary(context, mvm)?.spawn()?;
+        vm.wait_for("echo: ready on 7")?;
+        let here = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        for to in [Ipv6Addr::LOCALHOST, here] {
+            let to = SocketAddr::from((to, port));
+            let back = servers::echo_over_tcp(to, b"over TCP", Duration::from_secs(30))
+                .with_context(|| format!("over TCP to {to}"))?;
+            ensure!(back == b"over TCP", "something else came back from {to}");
+        }
+        vm.type_in("enough\n")?;
+        let outcome = vm.exits_with(0)?;
+        outcome.says(&web.sum)?;
+        outcome.says("inet6 2001:db8::")
     })
 }
 
