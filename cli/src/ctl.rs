@@ -283,7 +283,7 @@ fn statistics_lines(all: &Value) -> String {
         };
         (number("requests") > 0).then(|| {
             format!(
-                "{name}: {} requests, {} bytes, {} errors; half took {}, 99 % {}\n",
+                "{name}: requests {}, bytes {}, errors {}; half took {}, 99 % {}\n",
                 number("requests"),
                 number("bytes"),
                 number("errors"),

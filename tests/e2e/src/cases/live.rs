@@ -1,8 +1,12 @@
-//! What can be done to a VM while it runs: it is paused and goes on.
+//! What can be done to a VM while it runs: it is paused and goes on, its disks are changed under it, and the host
+//! fails one of them.
 //!
 //! The guest does what it is told, a line of shell at a time: the `obey` script.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,12 +14,15 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::tests;
-use crate::context::{Context, Kernel};
-use crate::vm::{Mvm, Vm};
+use crate::context::{Context, Kernel, Skip};
+use crate::vm::{Mvm, Vm, until};
 
 tests! { "live":
-    SHORT pause,
+    LONG disks_and_pause,
+    LONG no_space,
 }
+
+const MIB: u64 = 1 << 20;
 
 /// A guest that obeys.
 struct Guest<'a> {
@@ -77,14 +84,99 @@ impl<'a> Guest<'a> {
         let said = self.run("cut -d ' ' -f 1 /proc/uptime")?;
         said.parse().with_context(|| format!("a clock says {said}"))
     }
+
+    /// Waits until a disk has so many bytes in the guest's eyes.
+    fn wait_for_size(&mut self, disk: &str, bytes: u64) -> Result<()> {
+        let sectors = (bytes / 512).to_string();
+        until(self.context.deadline, "new size", || {
+            Ok(self.run(&format!("cat /sys/block/{disk}/size"))? == sectors)
+        })
+    }
+}
+
+/// One guest for all of it: of two CPUs, its second disk of two queues.
+fn disks_and_pause(context: &Context) -> Result<()> {
+    let disk = context.image("disk.img", 4 * MIB)?;
+    let mut guest = Guest::boot(context, |mvm| {
+        mvm.args("--cpus 2 --io-threads 2")
+            .disk(&disk, ",queues=2")
+            .append("clocksource=kvm-clock")
+    })?;
+    queues(&mut guest)?;
+    resized(&mut guest)?;
+    swapped(&mut guest)?;
+    held(&mut guest)?;
+    paused(&mut guest)?;
+    // A signal finds the guest when it goes on.
+    guest.ctl("pause")?;
+    guest.vm.signal(Signal::TERM)?;
+    guest.vm.wait_for("which it sees when it is resumed")?;
+    guest.ctl("resume")?;
+    guest.vm.exits_with(0)?;
+    Ok(())
+}
+
+/// Each CPU has a queue, and what they write at the same time is there.
+fn queues(guest: &mut Guest<'_>) -> Result<()> {
+    ensure!(guest.run("ls /sys/block/vdb/mq")? == "0 1");
+    ensure!(guest.run("cat /sys/block/vdb/mq/*/cpu_list")? == "0 1");
+    let said = guest.run(
+        "cd /tmp; for c in 0 1; do head -c 1048576 /dev/urandom >r$c; done; \
+         for c in 0 1; do taskset $((c + 1)) \
+         dd if=r$c of=/dev/vdb bs=16k seek=$((64 * c)) oflag=direct conv=fsync,notrunc 2>/dev/null & done; wait; \
+         for c in 0 1; do taskset $((2 - c)) \
+         dd if=/dev/vdb bs=16k skip=$((64 * c)) count=64 iflag=direct 2>/dev/null | cmp - r$c; done",
+    )?;
+    ensure!(said.is_empty(), "{said}");
+    let all = guest.ctl("disk disk1 statistics")?;
+    let write = all.lines().find_map(|line| line.strip_prefix("write: "));
+    let write = write.with_context(|| all.clone())?;
+    ensure!(write.contains(", bytes 2097152, errors 0; "), "{all}");
+    ensure!(all.contains("flush: "), "{all}");
+    Ok(())
+}
+
+fn resized(guest: &mut Guest<'_>) -> Result<()> {
+    guest.ctl("disk disk1 resize 8M")?;
+    guest.wait_for_size("vdb", 8 * MIB)?;
+    guest.run("dd if=/tmp/r0 of=/dev/vdb bs=64k seek=112 oflag=direct 2>/dev/null")?;
+    guest.ctl("disk disk1 resize 2M")?;
+    guest.wait_for_size("vdb", 2 * MIB)?;
+    guest.run("dd if=/dev/vdb bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/r0")?;
+    ensure!(fs::metadata(guest.context.path("disk.img"))?.len() == 2 * MIB);
+    Ok(())
+}
+
+fn swapped(guest: &mut Guest<'_>) -> Result<()> {
+    let other = guest.context.path("other.img");
+    let mut bytes = b"another image".to_vec();
+    bytes.resize(3 << 20, 0);
+    fs::write(&other, bytes)?;
+    guest.ctl(&format!("disk disk1 swap {}", other.display()))?;
+    guest.wait_for_size("vdb", 3 * MIB)?;
+    let read = "dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | head -c 13";
+    ensure!(guest.run(read)? == "another image");
+    Ok(())
+}
+
+/// Requests wait while their disk is paused, and the rest of the guest does not.
+fn held(guest: &mut Guest<'_>) -> Result<()> {
+    guest.ctl("disk disk1 pause")?;
+    guest.run("dd if=/dev/vdb of=/tmp/late bs=512 count=1 iflag=direct >/dev/null 2>&1 &")?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(
+        guest.run("wc -c </tmp/late")? == "0",
+        "a paused disk answered"
+    );
+    guest.ctl("disk disk1 resume")?;
+    until(guest.context.deadline, "late answer", || {
+        Ok(guest.run("wc -c </tmp/late")? == "512")
+    })
 }
 
 /// The guest stands still, its clock with it, and goes on as if nothing had been.
-fn pause(context: &Context) -> Result<()> {
+fn paused(guest: &mut Guest<'_>) -> Result<()> {
     const PAUSE: Duration = Duration::from_secs(5);
-    let mut guest = Guest::boot(context, |mvm| {
-        mvm.args("--cpus 2").append("clocksource=kvm-clock")
-    })?;
     let clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     ensure!(guest.run(&format!("cat {clock}"))? == "kvm-clock");
     let began = Instant::now();
@@ -108,11 +200,131 @@ fn pause(context: &Context) -> Result<()> {
     );
     let grumbles = guest.run("dmesg | grep -ci 'lockup\\|stall\\|hung' || true")?;
     ensure!(grumbles == "0", "the guest's kernel has noticed");
-    // A signal finds the guest when it goes on.
-    guest.ctl("pause")?;
-    guest.vm.signal(Signal::TERM)?;
-    guest.vm.wait_for("which it sees when it is resumed")?;
+    Ok(())
+}
+
+/// A small file system on the host, unmounted in the end.
+struct Small {
+    device: String,
+    place: PathBuf,
+}
+
+/// Runs a program of the host's; what it says.
+fn host(program: &str, args: &[&OsStr]) -> Result<String> {
+    let output = Command::new(program).args(args).output()?;
+    ensure!(output.status.success(), "{program}: {output:?}");
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+impl Small {
+    /// A copy of the guests' root file system, with `free` bytes free.
+    fn mount(context: &Context, free: u64) -> Result<Self> {
+        let image = context.rootfs()?;
+        let small = context.path("small.ext4");
+        fs::rename(image, &small)?;
+        let place = context.path("small");
+        fs::create_dir(&place)?;
+        if !rustix::process::geteuid().is_root() {
+            return Err(Skip("only root can mount a file system".to_owned()).into());
+        }
+        // Not by `mount -o loop`: some kernels mount no device that somebody has open for writing, as it has.
+        let device = host("losetup", &["-f".as_ref()])?;
+        host("losetup", &[device.as_ref(), small.as_ref()])?;
+        let small = Self { device, place };
+        let (device, place) = (small.device.as_ref(), small.place.as_ref());
+        host("mount", &["-t".as_ref(), "ext4".as_ref(), device, place])?;
+        // What is left for root is enough.
+        let left = rustix::fs::statvfs(&small.place)?;
+        let left = left.f_bfree * left.f_frsize;
+        ensure!(left > free + 4 * MIB, "only {left} bytes are left");
+        let ballast = vec![1; usize::try_from(left - free)?];
+        fs::write(small.path("ballast"), ballast)?;
+        Ok(small)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.join(name)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = host("umount", &[self.place.as_ref()]);
+        let _ = host("losetup", &["-d".as_ref(), self.device.as_ref()]);
+    }
+}
+
+/// Bytes that are not alike.
+fn noise(len: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..len / 8)
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .collect()
+}
+
+fn sparse(path: &Path, bytes: u64) -> Result<()> {
+    Ok(fs::File::create(path)?.set_len(bytes)?)
+}
+
+/// A full file system is an I/O error in the guest, or stops it until there is room: then nothing is lost.
+fn no_space(context: &Context) -> Result<()> {
+    let small = Small::mount(context, 2 * MIB)?;
+    let (report, stop) = (small.path("report.img"), small.path("stop.img"));
+    sparse(&report, 4 * MIB)?;
+    sparse(&stop, 4 * MIB)?;
+    let data = context.path("data.img");
+    fs::write(&data, noise(4 * MIB))?;
+    let mut guest = Guest::boot(context, |mvm| {
+        mvm.disk(&data, ",ro")
+            .disk(&report, ",on-error=report")
+            .disk(&stop, ",on-error=stop")
+    })?;
+    let copy = |to: &str| format!("dd if=/dev/vdb of=/dev/{to} bs=64k oflag=direct 2>&1");
+    let run = guest.begin(&copy("vdc"))?;
+    let (said, status) = guest.end_of(run)?;
+    ensure!(
+        status != "0" && said.contains("Input/output error"),
+        "{said}"
+    );
+    guest
+        .vm
+        .wait_for("disk report.img: write failed: No space left on device")?;
+    ensure!(guest.ctl("status")?.starts_with("state: Running\n"));
+    let all = guest.ctl("disk disk2 statistics")?;
+    ensure!(all.contains(", errors 1; "), "{all}");
+
+    // What the first has taken is free again for the second.
+    sparse(&report, 4 * MIB)?;
+    let stopped = |guest: &Guest<'_>| -> Result<bool> {
+        let said = guest.ctl("status")?;
+        Ok(said.starts_with("state: Paused\n")
+            && said.contains("trouble: disk stop.img: write failed: No space left on device"))
+    };
+    let run = guest.begin(&copy("vdd"))?;
+    until(context.deadline, "stop", || stopped(&guest))?;
+    guest
+        .vm
+        .wait_for("the VM is paused: see to it, and resume the VM")?;
+    // In vain, as long as nobody has seen to it.
     guest.ctl("resume")?;
+    until(context.deadline, "second stop", || stopped(&guest))?;
+    fs::remove_file(small.path("ballast"))?;
+    guest.ctl("resume")?;
+    let (said, status) = guest.end_of(run)?;
+    ensure!(status == "0", "{said}");
+    ensure!(guest.ctl("status")?.starts_with("state: Running\n"));
+    guest.run("cmp /dev/vdb /dev/vdd")?;
+    guest.ctl("disk disk3 flush")?;
+    ensure!(
+        fs::read(&stop)? == fs::read(&data)?,
+        "the host has other data"
+    );
+    guest.vm.type_in("end\n")?;
     guest.vm.exits_with(0)?;
     Ok(())
 }
