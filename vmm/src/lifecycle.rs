@@ -13,6 +13,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use devices::io::{IoError, IoThread, PreparedIo};
 use devices::legacy::power::PowerButton;
@@ -474,12 +475,10 @@ impl VmHandle {
         self.lifecycle.pause(None);
         self.lifecycle.gate.wait_until_still(PATIENCE)?;
         let disks = &self.controls.disks;
-        // All of them, though one be stuck.
-        let stuck: Vec<_> = disks
-            .iter()
-            .filter(|disk| disk.pause_with_machine().is_err())
-            .collect();
-        match stuck.first() {
+        disks.iter().for_each(|disk| disk.pause_with_machine());
+        let deadline = Instant::now() + PATIENCE;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        match disks.iter().find(|disk| !disk.is_at_rest(left())) {
             None => Ok(()),
             Some(disk) => Err(PauseError::Disk(disk.id().to_owned())),
         }

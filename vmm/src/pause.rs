@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// How long a vCPU may take to come to the gate. One that is in the guest is there at once; one whose
-/// console is full waits for its reader first.
+/// How long the vCPUs may take to come to the gate, and then the disks to end what they have begun. A vCPU in
+/// the guest is there at once; one whose console is full waits for its reader first.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a VM could not be paused.

@@ -106,7 +106,11 @@ impl DiskControl {
     /// # Errors
     /// Those under way have not ended in time; the disk is paused when they have.
     pub fn pause(&self) -> Result<(), DiskControlError> {
-        self.hold(Holds::DISK)
+        self.0.hold(Holds::DISK);
+        match self.0.wait_for_rest(PATIENCE) {
+            true => Ok(()),
+            false => Err(DiskControlError::Busy),
+        }
     }
 
     /// Serves the guest's requests again, those first that the host had failed.
@@ -114,25 +118,21 @@ impl DiskControl {
         self.0.release(Holds::DISK | Holds::TROUBLE);
     }
 
-    /// As [`pause`](Self::pause), for the whole VM.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn pause_with_machine(&self) -> Result<(), DiskControlError> {
-        self.hold(Holds::MACHINE)
+    /// Has requests wait from now on, for the whole VM; [`is_at_rest`](Self::is_at_rest) tells when none is
+    /// under way any more.
+    pub fn pause_with_machine(&self) {
+        self.0.hold(Holds::MACHINE);
+    }
+
+    /// Waits until no request is under way, where they are made to wait; whether that was so within `limit`.
+    #[must_use]
+    pub fn is_at_rest(&self, limit: Duration) -> bool {
+        self.0.wait_for_rest(limit)
     }
 
     /// As [`resume`](Self::resume), for the whole VM.
     pub fn resume_with_machine(&self) {
         self.0.release(Holds::MACHINE | Holds::TROUBLE);
-    }
-
-    fn hold(&self, why: Holds) -> Result<(), DiskControlError> {
-        self.0.hold(why);
-        match self.0.wait_for_rest(PATIENCE) {
-            true => Ok(()),
-            false => Err(DiskControlError::Busy),
-        }
     }
 
     /// Puts everything on stable storage that the guest was told is written.
