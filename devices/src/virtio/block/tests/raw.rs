@@ -365,3 +365,35 @@ fn what_is_not_an_image_is_refused_untouched() {
         assert_eq!(fs::read(&path).ok(), before, "{}", path.display());
     }
 }
+
+/// Linux tells of a failed write-back once; whoever syncs later must not be told that all is well.
+#[test]
+fn what_a_sync_has_lost_stays_lost() {
+    for engine in engines() {
+        for (errno, lost) in [
+            (libc::EIO, true),
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EINVAL, false),
+        ] {
+            let image = image(4);
+            let file = DiskFile::of(image.reopen().unwrap(), 4 * SECTOR);
+            file.sync_failed(&io::Error::from_raw_os_error(errno));
+            let store = Raw::of(vec![file], Layout::Linear, false);
+            let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), engine));
+            let mut bench = Bench::new(&disk);
+            for _ in 0..2 {
+                let synced = bench.flush();
+                assert_eq!(synced.is_err(), lost, "{synced:?}");
+                // No error of the host's: it would not go away by being tried again.
+                let errno = synced.err().and_then(|error| error.raw_os_error());
+                assert_eq!(errno, None);
+                let through = bench.write_as(512, &[&[7; 512]], true);
+                assert_eq!(through.is_err(), lost, "{through:?}");
+            }
+            bench.write(512, &[&[9; 512]]).unwrap();
+            assert_eq!(bench.read(512, &[512]).unwrap(), [9; 512]);
+            assert_eq!(disk.flush().is_err(), lost);
+        }
+    }
+}
