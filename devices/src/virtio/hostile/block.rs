@@ -7,7 +7,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::Attack;
 use super::case::{Case, Expect, Row, Scope, table};
 use super::subject::{QueuePlan, Quiet, Stage, Subject};
-use crate::virtio::block::{Block, Engine, Options, open};
+use crate::virtio::block::{Block, Engine, Manner, Options, open};
 use crate::virtio::testing::{Descriptor, Driver, END};
 
 use Expect::{Either, Fine, Reset};
@@ -16,7 +16,7 @@ use Expect::{Either, Fine, Reset};
 pub(super) fn subject() -> Subject {
     Subject {
         name: "block",
-        stage: || stage(Engine::Sync),
+        stage: || stage(Engine::Sync, 1),
         serves,
         needs: 0,
         cases,
@@ -28,10 +28,24 @@ pub(super) fn uring() -> Option<Subject> {
     Engine::IoUring.check().ok()?;
     Some(Subject {
         name: "block-uring",
-        stage: || stage(Engine::IoUring),
+        stage: || stage(Engine::IoUring, 1),
         ..subject()
     })
 }
+
+/// The block device with two queues.
+pub(super) fn queues() -> Subject {
+    Subject {
+        name: "block-queues",
+        stage: || stage(Engine::Auto, 2),
+        // Without it only the first queue is served.
+        needs: F_MQ,
+        ..subject()
+    }
+}
+
+/// VIRTIO_BLK_F_MQ.
+const F_MQ: u64 = 1 << 12;
 
 const SECTORS: u8 = 16;
 
@@ -47,7 +61,7 @@ const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
 /// A disk on a file whose every byte is the number of its sector.
-fn stage(engine: Engine) -> Stage {
+fn stage(engine: Engine, queues: u16) -> Stage {
     let image = TempFile::new().expect("cannot make an image");
     for sector in 0..SECTORS {
         let written = image.as_file().write_all(&[sector; 512]);
@@ -59,12 +73,17 @@ fn stage(engine: Engine) -> Stage {
         ..Options::default()
     };
     let disk = open(&[image.as_path()], &options).expect("cannot open an image");
+    let manner = Manner {
+        queues,
+        ..Manner::default()
+    };
+    let plan = |_| QueuePlan {
+        request: |driver| read_of(driver, 3),
+        taken: true,
+    };
     Stage {
-        device: Box::new(Block::new(disk, "disk")),
-        queues: vec![QueuePlan {
-            request: |driver| read_of(driver, 3),
-            taken: true,
-        }],
+        device: Box::new(Block::with_manner(disk, "disk", manner)),
+        queues: (0..queues).map(plan).collect(),
         host: Box::new(Quiet),
     }
 }

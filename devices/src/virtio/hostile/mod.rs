@@ -35,6 +35,7 @@ pub fn subjects() -> Vec<Subject> {
         Some(balloon::subject()),
         Some(block::subject()),
         block::uring(),
+        Some(block::queues()),
         Some(net::subject()),
         Some(net::pairs()),
         Some(stream::subject()),

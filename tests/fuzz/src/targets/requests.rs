@@ -215,7 +215,7 @@ fn written(queue: u8, bytes: &[u8], room: u16) -> Vec<u8> {
 /// Requests of each kind that a device knows.
 fn known(device: &str) -> Vec<Vec<u8>> {
     match device {
-        "block" | "block-uring" => [0u8, 1, 4, 8, 11, 13]
+        "block" | "block-uring" | "block-queues" => [0u8, 1, 4, 8, 11, 13]
             .map(|kind| {
                 let mut request = vec![0; 16 + 512];
                 (request[0], request[8], request[24]) = (kind, 2, 1);
