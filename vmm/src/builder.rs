@@ -1,8 +1,7 @@
 //! From settings to a machine that is ready to run.
 //!
-//! Everything the user may have got wrong is said before what KVM has to say: the settings first, then the
-//! images, then the kernel, which is read straight into guest memory while KVM makes the VM. Runs on the
-//! embedder's thread, and KVM's part on one that is gone when the machine is there.
+//! Everything the user may have got wrong is found before KVM is opened: the settings first, then the
+//! images, then the kernel, which is read straight into guest memory. Runs on the embedder's thread.
 
 mod make;
 

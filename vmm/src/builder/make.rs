@@ -1,10 +1,8 @@
-//! A VM of KVM's and what its guest boots from, made side by side: KVM mostly waits, and has nothing to do
-//! with what is in the guest's memory.
+//! What a guest boots from, and then a VM of KVM's for it. One after the other: a thread for KVM's part takes longer to
+//! come and go than it saves (`resources/bench/RESULTS.md`).
 
 use std::fs::File;
-use std::panic::resume_unwind;
 use std::path::Path;
-use std::thread;
 
 use arch::board::Board;
 use arch::kernel::{self, Initrd, Loaded};
@@ -13,10 +11,9 @@ use devices::mem::GuestMemory;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
-use super::device;
 use crate::config::VmConfig;
 use crate::error::BuildError;
-use crate::kvm::vm::{KvmError, KvmVm};
+use crate::kvm::vm::KvmVm;
 use crate::vcpu;
 
 /// What a guest boots from, opened.
@@ -59,8 +56,7 @@ impl<'a> Images<'a> {
         })
     }
 
-    /// Loads kernel, initrd, command line and tables into `memory` while a thread makes a VM with it. If
-    /// both fail, what is wrong with the images is what is said.
+    /// Loads kernel, initrd, command line and tables into `memory`, and makes a VM with it.
     pub fn make(
         mut self,
         memory: &GuestMemory,
@@ -68,21 +64,16 @@ impl<'a> Images<'a> {
         cmdline: &str,
         appended: &[u8],
     ) -> Result<Made, BuildError> {
-        thread::scope(|scope| {
-            let vm = thread::Builder::new()
-                .name("kvm".to_owned())
-                .spawn_scoped(scope, || vm(memory, board))
-                .map_err(device("thread"))?;
-            let loaded = self.load(memory, cmdline, appended)?;
-            boot::configure(memory, board, &loaded)?;
-            let processor = vcpu::processor();
-            let (kvm, vcpus) = vm.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            Ok(Made {
-                loaded,
-                kvm,
-                vcpus,
-                processor: processor?,
-            })
+        let loaded = self.load(memory, cmdline, appended)?;
+        boot::configure(memory, board, &loaded)?;
+        let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
+        let vcpus = (0..board.cpus).map(|id| kvm.vcpu(id));
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        Ok(Made {
+            loaded,
+            kvm,
+            vcpus,
+            processor: vcpu::processor()?,
         })
     }
 
@@ -101,14 +92,6 @@ impl<'a> Images<'a> {
             BuildError::kernel(source, kernel, initrd.as_deref())
         })
     }
-}
-
-/// A VM and its processors.
-fn vm(memory: &GuestMemory, board: &Board) -> Result<(KvmVm, Vec<VcpuFd>), KvmError> {
-    let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
-    let vcpus = (0..board.cpus).map(|id| kvm.vcpu(id));
-    let vcpus = vcpus.collect::<Result<_, _>>()?;
-    Ok((kvm, vcpus))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BuildError> {
