@@ -41,6 +41,8 @@ enum Task {
     /// Run a command, or a shell, on a software-emulated host with a working /dev/kvm.
     #[command(long_about = LAB_HELP)]
     Lab(lab::Options),
+    /// Build mvm as one static file, for any Linux of this architecture, and print its path.
+    Build,
     /// Build mvm and boot a stock Debian guest with it: a shell at a terminal, otherwise facts that are checked.
     Demo,
     /// Run all tests: cargo's, and the end-to-end tests on this machine's KVM or in the lab.
@@ -84,6 +86,7 @@ fn run_task(args: Args) -> Result<ExitCode> {
             }
         }
         Task::Lab(options) => return Ok(lab::lab(options)?.into()),
+        Task::Build => println!("{}", workspace::statically("mvm")?.display()),
         Task::Demo => return Ok(demo::demo()?.into()),
         Task::Test(options) => {
             if !suite::suite(&options)? {

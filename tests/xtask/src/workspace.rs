@@ -42,7 +42,7 @@ pub fn release(package: &str) -> Result<PathBuf> {
     Ok(target().join("release").join(package))
 }
 
-/// Builds the release binary of a package so that it needs no library, for guests that have none; its path.
+/// Builds the release binary of a package so that it needs no library, for guests and hosts that have none; its path.
 pub fn statically(package: &str) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     // With a target named, the flags are not those of build scripts.
