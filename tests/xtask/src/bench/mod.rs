@@ -3,6 +3,7 @@
 //! ratios are.
 
 mod block;
+mod boot;
 mod chart;
 mod density;
 mod end;
@@ -58,6 +59,8 @@ pub enum Family {
     Net,
     /// Streams, beside a socketpair.
     Vsock,
+    /// Whole kernels in the lab, to init.
+    Boot,
     /// A hundred idle VMs: memory and wake-ups.
     Density,
 }
@@ -107,6 +110,7 @@ pub fn bench(options: &Options) -> Result<()> {
             Family::Block => block::cases(&tools),
             Family::Net => net::cases(&tools),
             Family::Vsock => vsock::cases(&tools),
+            Family::Boot => boot::cases(&tools),
             Family::Density => density::cases(&tools),
         }
         .with_context(|| family.name())?;

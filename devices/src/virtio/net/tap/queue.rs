@@ -17,6 +17,9 @@ pub struct TapQueue {
     /// Where the end of a frame goes that is longer than the buffers it is read into. How long a frame is
     /// shows only when it is read, and what does not fit would be lost.
     spare: Vec<u8>,
+    /// About how long frames have been lately. A frame is read into buffers for that and the spare, though
+    /// there may be many more buffers: the kernel looks at each of them.
+    usual: usize,
     /// A frame that was longer than its buffers, whole.
     waiting: Option<Vec<u8>>,
     /// The buffers and the spare, here for its allocation.
@@ -30,23 +33,41 @@ impl TapQueue {
         Self {
             fd,
             spare: vec![0; LARGEST],
+            usual: 0,
             waiting: None,
             list: Vec::new(),
         }
     }
 
-    /// Reads a frame into `buffers`, which have `room` bytes, and the rest of it into the spare.
-    fn read(&mut self, buffers: &[IoVec<'_>], room: usize) -> io::Result<usize> {
-        if room >= LARGEST {
-            return iovec::readv(self.fd.as_fd(), buffers).map_err(link_down);
-        }
+    /// Reads a frame into the first of `buffers`, and the rest of it into the spare; how long it is, and how
+    /// much of it the buffers took at most.
+    fn read(&mut self, buffers: &[IoVec<'_>]) -> io::Result<(usize, usize)> {
+        let (front, covered) = front(buffers, self.usual);
         let mut list = iovec::recycle(std::mem::take(&mut self.list));
-        list.extend(buffers);
-        list.push(IoVec::new(&GuestSlice::from(&mut self.spare[..])));
+        list.extend(front);
+        if covered < LARGEST {
+            list.push(IoVec::new(&GuestSlice::from(&mut self.spare[..])));
+        }
         let read = iovec::readv(self.fd.as_fd(), &list);
         self.list = iovec::recycle(list);
-        read.map_err(link_down)
+        let len = read.map_err(link_down)?;
+        // One long frame is enough to expect another, and it takes many short ones to expect none.
+        self.usual = len.max(self.usual - self.usual / 64);
+        Ok((len, covered))
     }
+}
+
+/// The first of `buffers` that have `want` bytes together, and how many they have.
+fn front<'b, 'm>(buffers: &'b [IoVec<'m>], want: usize) -> (&'b [IoVec<'m>], usize) {
+    let (mut count, mut covered) = (0, 0);
+    for buffer in buffers {
+        if covered >= want {
+            break;
+        }
+        count += 1;
+        covered += buffer.len();
+    }
+    (&buffers[..count], covered)
 }
 
 impl NetBackend for TapQueue {
@@ -69,20 +90,22 @@ impl NetBackend for TapQueue {
             self.waiting = None;
             return Ok(Received::Frame(len));
         }
-        let len = self.read(buffers, room)?;
-        let Some(beyond) = len.checked_sub(room).filter(|beyond| *beyond > 0) else {
+        let (len, covered) = self.read(buffers)?;
+        let beyond = &self.spare[..len.saturating_sub(covered)];
+        if len <= room {
+            iovec::scatter(buffers, covered, beyond);
             return Ok(Received::Frame(len));
-        };
-        let mut frame = vec![0; room];
+        }
+        let mut frame = vec![0; covered];
         iovec::gather(buffers, 0, &mut frame);
-        frame.extend(&self.spare[..beyond]);
+        frame.extend(beyond);
         self.waiting = Some(frame);
         Ok(Received::TooLong(len))
     }
 
     fn discard(&mut self) -> io::Result<()> {
         if self.waiting.take().is_none() {
-            self.read(&[], 0)?;
+            self.read(&[])?;
         }
         Ok(())
     }
@@ -100,5 +123,34 @@ fn link_down(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(libc::EIO | libc::EBADFD) => ErrorKind::NetworkDown.into(),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn frames_fill_the_buffers_they_need_whatever_came_before() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut queue = TapQueue::new(ours.into());
+        let short = std::iter::repeat_n(60, 300);
+        let lens = [60, 9000, 60, 20_000, 1, 1024, 513].into_iter();
+        for len in lens.clone().chain(short).chain(lens) {
+            let sent: Vec<u8> = (0..=250).cycle().take(len).collect();
+            theirs.send(&sent).unwrap();
+            let mut memory = vec![[0xee; 512]; 40];
+            let buffers: Vec<_> = memory
+                .iter_mut()
+                .map(|bytes| IoVec::new(&GuestSlice::from(&mut bytes[..])))
+                .collect();
+            assert_eq!(queue.receive(&buffers).unwrap(), Received::Frame(len));
+            let bytes = memory.concat();
+            assert_eq!(bytes[..len], sent, "{len} bytes");
+            assert!(bytes[len..].iter().all(|byte| *byte == 0xee));
+        }
     }
 }
