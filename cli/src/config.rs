@@ -15,8 +15,8 @@ use clap::Args;
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 use vmm::config::{
-    BalloonConfig, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig, OnError, RngConfig,
-    ShareConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
+    BalloonConfig, DEFAULT_CMDLINE, DiskConfig, MemorySize, NetConfig, OnError, PmemConfig,
+    RngConfig, ShareConfig, VIRTIO_CONSOLE_CMDLINE, VmConfig, VsockConfig,
 };
 use vmm::console::{ConsoleConfig, ConsoleEnd};
 
@@ -94,6 +94,15 @@ pub struct Settings {
     )]
     #[serde(rename = "disk", deserialize_with = "forms::list_of_text_or_table")]
     pub disks: Vec<DiskConfig>,
+    /// File that the guest has as memory (virtio-pmem, /dev/pmem0); repeatable
+    ///
+    /// A file system on it that is mounted with `dax` is used where it is, in the host's page cache, without a
+    /// copy in the guest's. `ro` lets several VMs share it, and its pages; `root` makes it the root file
+    /// system. What is written needs a size that is a multiple of 2M. The kernel needs virtio_pmem and
+    /// nd_pmem. Example: `--pmem img.ext4,root --append rootflags=dax`.
+    #[arg(long = "pmem", value_name = "PATH[,ro][,root]", help_heading = "Disks")]
+    #[serde(rename = "pmem", deserialize_with = "forms::list_of_text_or_table")]
+    pub pmems: Vec<PmemConfig>,
     /// Source of entropy for the guest, from the host's kernel [default: on]
     ///
     /// `bps`, `iops` and `burst` limit what it gives, as for `--disk`. Example: `--rng bps=64K`, or
@@ -329,6 +338,7 @@ impl Settings {
         vm.acpi = !settings.no_acpi;
         vm.rootfs = settings.rootfs;
         vm.disks = settings.disks;
+        vm.pmems = settings.pmems;
         vm.rng = settings.rng.unwrap_or(vm.rng);
         vm.balloon = settings.balloon.unwrap_or(vm.balloon);
         vm.vsock = settings.vsock;
@@ -388,6 +398,7 @@ impl Settings {
             software_kvm,
             rootfs,
             disks,
+            pmems,
             rng,
             balloon,
             vsock,
@@ -426,6 +437,7 @@ impl Settings {
             nets: some_or(nets, other.nets),
             shares: some_or(shares, other.shares),
             disks: some_or(disks, other.disks),
+            pmems: some_or(pmems, other.pmems),
             console: console.or(other.console),
             api: api.or(other.api),
             timeout: timeout.or(other.timeout),
@@ -468,6 +480,7 @@ impl Settings {
             .chain(reports)
             .chain(self.boot_chart.as_mut().map(ChartPath::path_mut))
             .chain(self.shares.iter_mut().map(|share| &mut share.path))
+            .chain(self.pmems.iter_mut().map(|pmem| &mut pmem.path))
             .chain(vsock);
         for path in paths.chain(disks.flat_map(DiskConfig::paths_mut)) {
             // An empty path is a mistake that joining would hide.

@@ -19,7 +19,7 @@ use devices::mem::GuestMemory;
 use devices::virtio::VirtioDevice;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 
-use crate::catalog::{self, Controls, Opened};
+use crate::catalog::{self, Controls, Opened, Windows};
 use crate::command::{self, CommandIo, CommandLine};
 use crate::config::{DEFAULT_CMDLINE, VIRTIO_CONSOLE_CMDLINE, VmConfig};
 use crate::console::{AttachedConsole, Console, PreparedConsole};
@@ -32,7 +32,8 @@ use crate::net::Starting;
 use crate::threads::{ThreadHooks, Threads};
 use crate::vcpu::thread::{Observed, VcpuThread};
 use crate::vcpu::{Buses, Cpus, ExitCounter, kick};
-use make::{Images, Made};
+use crate::windows;
+use make::{Images, Made, Space};
 
 /// Assembles a VM.
 #[derive(Debug)]
@@ -112,6 +113,7 @@ impl VmBuilder {
         let Opened {
             mut devices,
             mut controls,
+            windows,
             helpers,
         } = catalog::open(&config)?;
         devices.extend(own);
@@ -142,7 +144,11 @@ impl VmBuilder {
             second_serial_port: config.command.is_some(),
             virtio_mmio: slots,
         };
-        let made = images.make(&memory, &board, &cmdline, &appended)?;
+        let space = Space {
+            memory: &memory,
+            windows: &windows,
+        };
+        let made = images.make(space, &board, &cmdline, &appended)?;
         let command = match &config.command {
             Some(_) => Some(CommandLine::new(command_io, controls.vsock.as_ref())?),
             None => None,
@@ -157,6 +163,7 @@ impl VmBuilder {
             made,
             devices,
             controls,
+            windows,
             io_threads: config.io_threads,
             console,
             notes,
@@ -174,6 +181,7 @@ struct Assembly {
     made: Made,
     devices: Vec<Box<dyn VirtioDevice>>,
     controls: Controls,
+    windows: Windows,
     io_threads: u8,
     console: PreparedConsole,
     notes: Option<EventNotes>,
@@ -189,6 +197,7 @@ impl Assembly {
             made,
             devices,
             controls,
+            windows,
             io_threads,
             console,
             notes,
@@ -256,11 +265,17 @@ impl Assembly {
             unreachable!("validated: at least one I/O thread")
         };
         first.prepared.add(Box::new(watcher));
+        windows::watch(&windows, &lifecycle, &mut first.prepared);
         inputs
             .into_iter()
             .for_each(|input| first.prepared.add(input));
 
-        let buses = Arc::new(Buses { pio, mmio });
+        // Everything has been checked: from here on images may change.
+        windows
+            .iter()
+            .try_for_each(|placed| placed.window.begin())?;
+        controls.disks.iter().try_for_each(|disk| disk.begin())?;
+        let buses = Arc::new(Buses { pio, mmio, windows });
         let vcpus = vcpus
             .into_iter()
             .zip(observed)
@@ -275,8 +290,6 @@ impl Assembly {
                 exits: exits.clone(),
             })
             .collect();
-        // Everything has been checked: from here on images may change.
-        controls.disks.iter().try_for_each(|disk| disk.begin())?;
         for disk in &controls.disks {
             let paused = Arc::downgrade(&lifecycle);
             disk.on_trouble(move |trouble| {
@@ -333,9 +346,9 @@ fn uses_acpi(config: &VmConfig) -> bool {
 fn cmdline(config: &VmConfig, default: &str, acpi: bool, slots: &[MmioSlot]) -> String {
     let start = config.cmdline.as_deref().unwrap_or(default);
     let mut words = vec![start.to_owned()];
-    if let Some(rootfs) = &config.rootfs {
-        let mode = if rootfs.read_only { "ro" } else { "rw" };
-        words.push(format!("root=/dev/vda {mode}"));
+    if let Some((device, read_only)) = config.root() {
+        let mode = if read_only { "ro" } else { "rw" };
+        words.push(format!("root={device} {mode}"));
     }
     if !acpi {
         // Documentation/admin-guide/kernel-parameters.txt, virtio_mmio.device.

@@ -5,6 +5,7 @@
 
 mod disk;
 mod net;
+mod pmem;
 mod share;
 
 use devices::rate::RateControl;
@@ -14,6 +15,7 @@ use devices::virtio::console::ConsoleControl;
 use devices::virtio::net::NetControl;
 use devices::virtio::rng::Rng;
 
+pub(crate) use self::pmem::PlacedWindow;
 use crate::config::{ConfigError, VmConfig, VsockConfig};
 use crate::disk::DiskHandle;
 use crate::error::BuildError;
@@ -24,6 +26,9 @@ pub use share::ShareOpenError;
 
 /// Devices in the order of their slots: the guest finds them in this order.
 pub(crate) type Devices = Vec<Box<dyn VirtioDevice>>;
+
+/// What is in the guest's address space beside RAM and registers.
+pub(crate) type Windows = Vec<PlacedWindow>;
 
 /// What can be changed of the devices while the VM runs.
 #[derive(Debug, Default)]
@@ -50,6 +55,7 @@ pub(crate) struct Controls {
 pub(crate) struct Opened {
     pub devices: Devices,
     pub controls: Controls,
+    pub windows: Windows,
     /// Helper processes that have been begun, to be waited for before the guest runs.
     pub helpers: Vec<Starting>,
 }
@@ -65,6 +71,11 @@ pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
         controls.disks.push(handle);
         controls.disk_rates.push(disk.rate_control());
         devices.push(Box::new(disk));
+    }
+    let mut windows = Windows::new();
+    for pmem in pmem::open(config)? {
+        windows.push(pmem::place(&pmem));
+        devices.push(Box::new(pmem));
     }
     if !config.rng.off {
         let rng = Rng::default();
@@ -96,6 +107,7 @@ pub(crate) fn open(config: &VmConfig) -> Result<Opened, BuildError> {
     Ok(Opened {
         devices,
         controls,
+        windows,
         helpers,
     })
 }

@@ -10,6 +10,7 @@ mod command;
 mod disk;
 mod mac;
 mod net;
+mod pmem;
 mod rate;
 mod rng;
 mod share;
@@ -31,6 +32,7 @@ pub use mac::{MacAddress, MacError};
 pub use net::{
     MAX_QUEUES, NetConfig, NetConfigError, NetKind, Protocol, Publish, PublishError, UserConfig,
 };
+pub use pmem::{PmemConfig, PmemConfigError};
 pub use rate::{Amount, RateError, RateLimit};
 pub use rng::{RngConfig, RngError};
 pub use share::{ShareConfig, ShareError};
@@ -65,6 +67,9 @@ pub struct VmConfig {
     /// Further disks, in order.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<DiskConfig>,
+    /// Files that the guest has as memory, in order.
+    #[serde(default, rename = "pmem", skip_serializing_if = "Vec::is_empty")]
+    pub pmems: Vec<PmemConfig>,
     /// A source of entropy.
     #[serde(default)]
     pub rng: RngConfig,
@@ -129,6 +134,7 @@ impl VmConfig {
             mem: default_mem(),
             rootfs: None,
             disks: Vec::new(),
+            pmems: Vec::new(),
             rng: RngConfig::default(),
             balloon: BalloonConfig::default(),
             vsock: None,
@@ -202,7 +208,22 @@ impl VmConfig {
                 return Err(ConfigError::DiskTwice(path.to_owned()));
             }
         }
-        Ok(())
+        Ok(pmem::validate_all(
+            &self.pmems,
+            &disks,
+            self.rootfs.is_some(),
+        )?)
+    }
+
+    /// The guest's name for the root file system's device, and whether it is read-only.
+    pub(crate) fn root(&self) -> Option<(String, bool)> {
+        let disk = self
+            .rootfs
+            .iter()
+            .map(|disk| ("/dev/vda".to_owned(), disk.read_only));
+        let pmems = (0..).zip(&self.pmems).filter(|(_, pmem)| pmem.root);
+        let pmems = pmems.map(|(at, pmem): (usize, _)| (format!("/dev/pmem{at}"), pmem.read_only));
+        disk.chain(pmems).next()
     }
 }
 
@@ -254,6 +275,9 @@ pub enum ConfigError {
     /// One of the disks.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// One of the persistent memories.
+    #[error(transparent)]
+    Pmem(#[from] PmemConfigError),
     /// The source of entropy.
     #[error(transparent)]
     Rng(#[from] RngError),

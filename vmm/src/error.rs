@@ -10,6 +10,7 @@ use devices::bus::BusError;
 use devices::io::IoError;
 use devices::virtio::block::image::ImageError;
 use devices::virtio::net::tap::TapError;
+use devices::virtio::pmem::PmemError;
 use kvm_ioctls::Error as KvmErrno;
 use thiserror::Error;
 
@@ -56,6 +57,9 @@ pub enum BuildError {
     /// One image is used for two disks.
     #[error("disk image {} is given twice; each disk needs an image of its own", .0.display())]
     ImageTwice(PathBuf),
+    /// A file cannot be persistent memory.
+    #[error("pmem {0}")]
+    Pmem(#[from] PmemError),
     /// The vsock's socket.
     #[error("vsock socket {0}")]
     Vsock(#[from] SocketError),
@@ -132,6 +136,16 @@ pub enum VmError {
     /// KVM_RUN failed.
     #[error("KVM_RUN failed: {0}; 'mvm doctor' tells what this host can do")]
     Run(#[source] KvmErrno),
+    /// A file that is the guest's memory lost its end.
+    #[error(
+        "pmem {} was truncated while the guest used it, so the guest cannot go on; give the file its size again", .0.display()
+    )]
+    PmemTruncated(PathBuf),
+    /// A file that is the guest's memory cannot be read or extended.
+    #[error(
+        "the host has no page for the guest to use of pmem {} or another: the file system is full or fails; see the host's log", .0.display()
+    )]
+    PmemFault(PathBuf),
     /// A thread could not be started.
     #[error("a thread of the VM cannot be started: {0}")]
     Spawn(#[source] io::Error),

@@ -37,6 +37,7 @@ pub mod socket;
 mod threads;
 mod vcpu;
 pub mod vsock;
+mod windows;
 
 /// The device models, for an embedder's own device.
 pub use devices;

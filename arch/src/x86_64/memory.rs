@@ -37,6 +37,26 @@ pub fn ram_regions(bytes: u64) -> Vec<(GuestAddress, usize)> {
         .collect()
 }
 
+/// What the address of a file that the guest has as memory is a multiple of: Linux manages memory in
+/// sections of so much (`arch/x86/include/asm/sparsemem.h`, SECTION_SIZE_BITS), and none is shared.
+const WINDOW_ALIGNMENT: u64 = 128 << 20;
+
+/// Where files that the guest has as memory begin, in a machine with `bytes` of RAM: above all of it, and
+/// above the hole.
+#[must_use]
+pub fn windows_start(bytes: u64) -> u64 {
+    let end = layout::HOLE_END.saturating_add(bytes.saturating_sub(layout::HOLE_START));
+    next_window(end, 0)
+}
+
+/// Where the next one begins behind one at `start` with `len` bytes.
+#[must_use]
+pub fn next_window(start: u64, len: u64) -> u64 {
+    let end = start.saturating_add(len);
+    end.checked_next_multiple_of(WINDOW_ALIGNMENT)
+        .unwrap_or(end)
+}
+
 /// What a range of the guest physical address space is.
 ///
 /// The numbers are those of e820 (ACPI 6.5 §15) and of PVH (`XEN_HVM_MEMMAP_TYPE_*`).
@@ -130,6 +150,20 @@ mod tests {
             }
         }
         assert!(ram_regions(0).is_empty());
+    }
+
+    #[test]
+    fn windows_are_above_all_ram_and_apart() {
+        for (bytes, start) in [
+            (MIN_MEMORY, 4 << 30),
+            (3 << 30, 4 << 30),
+            ((3 << 30) + 4096, (4 << 30) + (128 << 20)),
+            (8 << 30, 9 << 30),
+        ] {
+            assert_eq!(windows_start(bytes), start);
+        }
+        assert_eq!(next_window(4 << 30, 2 << 20), (4 << 30) + (128 << 20));
+        assert_eq!(next_window(4 << 30, 128 << 20), (4 << 30) + (128 << 20));
     }
 
     #[test]

@@ -158,7 +158,8 @@ fn check_files(case: &Case, run: &Run) -> Result<(), CaseError> {
     let files = files
         .into_iter()
         .filter_map(|(what, path)| Some((what, path?)))
-        .chain(disks.map(|disk| ("disk image", &disk.path)));
+        .chain(disks.map(|disk| ("disk image", &disk.path)))
+        .chain(run.vm.pmems.iter().map(|pmem| ("pmem", &pmem.path)));
     for (what, path) in files {
         // Looked at, not opened: a FIFO would wait for its other end.
         fs::metadata(path).map_err(|source| CaseError::Open {
@@ -195,7 +196,9 @@ fn check_disks(case: &Case, run: &Run, others: &[(Case, Run)]) -> Result<(), Cas
 /// The files that the disks of a case are made of, and whether it writes each.
 fn disk_files(run: &Run) -> Vec<(PathBuf, bool)> {
     let disks = run.vm.rootfs.iter().chain(&run.vm.disks);
-    let files = disks.flat_map(DiskConfig::files);
+    let pmems = run.vm.pmems.iter();
+    let pmems = pmems.map(|pmem| (pmem.path.as_path(), !pmem.read_only));
+    let files = disks.flat_map(DiskConfig::files).chain(pmems);
     // One file may be written in two ways; an overlay need not be there yet.
     let file = |(path, writes): (&Path, bool)| {
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());

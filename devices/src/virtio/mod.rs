@@ -23,6 +23,7 @@ pub mod fs;
 #[cfg(any(test, feature = "testing"))]
 pub mod hostile;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

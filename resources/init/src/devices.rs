@@ -12,7 +12,7 @@ use crate::modules::{Modules, line_of, read_at};
 
 /// The buses that devices of mvm's machines are on. The processor's own modules are left out: they are
 /// many, and no command needs them.
-const BUSES: [&str; 4] = ["acpi", "platform", "pci", "virtio"];
+const BUSES: [&str; 5] = ["acpi", "platform", "pci", "virtio", "nd"];
 
 /// Loads the drivers of all devices there are, and of those that these bring.
 pub fn load_drivers(modules: &Modules) {

@@ -1,6 +1,7 @@
 //! What a process expects to be mounted, and the root file system underneath.
 
 use alloc::borrow::ToOwned;
+use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -151,9 +152,11 @@ fn mount_disk(device: &str, flags: MountFlags, modules: Option<&Modules>) -> Res
         }
         None => disk_file_systems(),
     };
+    let cmdline = read_at(CWD, "/proc/cmdline").unwrap_or_default();
+    let options = root_flags(&cmdline).and_then(|options| CString::new(options).ok());
     let mut last = Errno::INVAL;
     for kind in &kinds {
-        match mount(device, NEW_ROOT, kind.as_str(), flags, None) {
+        match mount(device, NEW_ROOT, kind.as_str(), flags, options.as_deref()) {
             Ok(()) => return Ok(()),
             // What is not this kind is INVAL; another error is worth more.
             Err(errno) if errno != Errno::INVAL || last == Errno::INVAL => last = errno,
@@ -165,6 +168,14 @@ fn mount_disk(device: &str, flags: MountFlags, modules: Option<&Modules>) -> Res
         _ => "cannot find a file system that the kernel knows on".to_owned(),
     };
     Err(Failure::new(&what, device, last))
+}
+
+/// What the kernel command line says the root file system is to be mounted with, as where the kernel mounts it.
+fn root_flags(cmdline: &[u8]) -> Option<&[u8]> {
+    let words = cmdline.split(u8::is_ascii_whitespace);
+    words
+        .filter_map(|word| word.strip_prefix(b"rootflags="))
+        .next_back()
 }
 
 /// The kind of file system, by the magic number in its superblock.

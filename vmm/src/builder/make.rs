@@ -11,6 +11,7 @@ use devices::mem::GuestMemory;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
+use crate::catalog::Windows;
 use crate::config::VmConfig;
 use crate::error::BuildError;
 use crate::kvm::vm::KvmVm;
@@ -21,6 +22,13 @@ pub(super) struct Images<'a> {
     config: &'a VmConfig,
     kernel: File,
     initrd: Option<File>,
+}
+
+/// What is in a guest's address space beside registers.
+#[derive(Clone, Copy)]
+pub(super) struct Space<'a> {
+    pub memory: &'a GuestMemory,
+    pub windows: &'a Windows,
 }
 
 /// What a machine is assembled of.
@@ -56,17 +64,18 @@ impl<'a> Images<'a> {
         })
     }
 
-    /// Loads kernel, initrd, command line and tables into `memory`, and makes a VM with it.
+    /// Loads kernel, initrd, command line and tables into memory, and makes a VM with it.
     pub fn make(
         mut self,
-        memory: &GuestMemory,
+        space: Space<'_>,
         board: &Board,
         cmdline: &str,
         appended: &[u8],
     ) -> Result<Made, BuildError> {
+        let Space { memory, windows } = space;
         let loaded = self.load(memory, cmdline, appended)?;
         boot::configure(memory, board, &loaded)?;
-        let kvm = KvmVm::new(memory.clone(), board.cpus, !board.acpi)?;
+        let kvm = KvmVm::new(memory.clone(), windows, board.cpus, !board.acpi)?;
         let vcpus = (0..board.cpus).map(|id| kvm.vcpu(id));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         Ok(Made {

@@ -163,9 +163,9 @@ fn guest_spec(config: &VmConfig, command: &CommandConfig) -> Vec<u8> {
     let mut put = |key: &str, value: &str| spec::put(&mut text, key, value.as_bytes());
     put(key::VSOCK, &VSOCK_PORT.to_string());
     put(key::SERIAL, SERIAL);
-    if let Some(rootfs) = &config.rootfs {
-        let mode = if rootfs.read_only { "ro" } else { "rw" };
-        put(key::ROOT, &format!("{mode}:/dev/vda"));
+    if let Some((device, read_only)) = config.root() {
+        let mode = if read_only { "ro" } else { "rw" };
+        put(key::ROOT, &format!("{mode}:{device}"));
     }
     for share in &config.shares {
         let mode = if share.read_only { "ro" } else { "rw" };

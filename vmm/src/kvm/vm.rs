@@ -8,8 +8,8 @@ use arch::x86_64::layout;
 use devices::irq::IrqLine;
 use devices::mem::GuestMemory;
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -17,6 +17,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::catalog::{PlacedWindow, Windows};
 use crate::pause::Clock;
 
 /// What KVM refused.
@@ -59,12 +60,19 @@ pub(crate) struct KvmVm {
     fd: VmFd,
     /// Kept mapped as long as KVM may look at it.
     _memory: GuestMemory,
+    /// As well.
+    _windows: Windows,
 }
 
 impl KvmVm {
-    /// A VM with `memory` and the in-kernel interrupt controllers; with a PIT for guests that have no
-    /// ACPI to tell them that there is none.
-    pub fn new(memory: GuestMemory, cpus: u8, pit: bool) -> Result<Self, KvmError> {
+    /// A VM with `memory`, files in its address space, and the in-kernel interrupt controllers; with a PIT
+    /// for guests that have no ACPI to tell them that there is none.
+    pub fn new(
+        memory: GuestMemory,
+        windows: &Windows,
+        cpus: u8,
+        pit: bool,
+    ) -> Result<Self, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         let max = kvm.get_max_vcpus();
         if usize::from(cpus) > max {
@@ -92,6 +100,9 @@ impl KvmVm {
             unsafe { fd.set_user_memory_region(slot) }
                 .map_err(refused("KVM_SET_USER_MEMORY_REGION"))?;
         }
+        for (slot, placed) in (memory.num_regions()..).zip(windows) {
+            add_window(&fd, slot, placed)?;
+        }
         fd.create_irq_chip()
             .map_err(refused("KVM_CREATE_IRQCHIP"))?;
         if pit {
@@ -104,6 +115,7 @@ impl KvmVm {
         Ok(Self {
             fd,
             _memory: memory,
+            _windows: windows.clone(),
         })
     }
 
@@ -158,4 +170,25 @@ impl Clock for KvmVm {
             log::warn!("the guest's clock jumps, KVM_SET_CLOCK: {error}");
         }
     }
+}
+
+/// Puts a file into the guest's address space, where the caller keeps it until after the VM's descriptor is
+/// closed. Where the guest may not write it, a write is an MMIO exit to an address where nobody is, and thereby
+/// forgotten, as a ROM's is.
+fn add_window(fd: &VmFd, slot: usize, placed: &PlacedWindow) -> Result<(), KvmError> {
+    let PlacedWindow { start, window } = placed;
+    let region = kvm_userspace_memory_region {
+        slot: u32::try_from(slot).unwrap_or(u32::MAX),
+        flags: if window.is_read_only() {
+            KVM_MEM_READONLY
+        } else {
+            0
+        },
+        guest_phys_addr: *start,
+        memory_size: window.len(),
+        userspace_addr: window.host_address(),
+    };
+    // SAFETY: the window is a mapping of exactly this address and length, and the caller keeps it mapped.
+    unsafe { fd.set_user_memory_region(region) }
+        .map_err(refused("KVM_SET_USER_MEMORY_REGION of a persistent memory"))
 }

@@ -13,8 +13,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::count::ExitKind;
+use crate::catalog::Windows;
 use crate::error::VmError;
 use crate::lifecycle::{ExitReason, Outcome};
+use crate::windows::explain_fault;
 
 /// The longest x86 instruction, in bytes.
 const MAX_INSTRUCTION: usize = 15;
@@ -57,6 +59,8 @@ pub(crate) struct Buses {
     pub pio: Bus,
     /// Guest physical addresses.
     pub mmio: Bus,
+    /// Guest physical addresses where files are.
+    pub windows: Windows,
 }
 
 /// Runs the guest until its next exit, and serves that.
@@ -64,6 +68,10 @@ pub(crate) fn run_once(vcpu: &mut VcpuFd, buses: &Buses, memory: &GuestMemory) -
     match vcpu.run() {
         Ok(exit) => serve(exit, buses, memory),
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Next::Again,
+        Err(error) if error.errno() == libc::EFAULT => {
+            let error = explain_fault(&buses.windows).unwrap_or(VmError::Run(error));
+            Next::End(Err(error))
+        }
         Err(error) => Next::End(Err(VmError::Run(error))),
     }
 }

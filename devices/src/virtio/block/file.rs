@@ -165,6 +165,11 @@ impl DiskFile {
         self.zero_range.fetch_and(zero_range, Ordering::Relaxed);
     }
 
+    /// To map it.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// For an engine that does the same by other means.
     pub(super) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()

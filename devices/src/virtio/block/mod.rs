@@ -65,6 +65,7 @@ mod statistics;
 mod store;
 #[cfg(test)]
 mod tests;
+mod whole;
 mod worker;
 
 pub use self::control::{DiskControl, DiskControlError, DiskState};
@@ -77,6 +78,7 @@ pub use self::open::{Cache, Format, Keep, Options, open};
 pub use self::overlay::format::FormatError;
 pub use self::qcow2::header::Qcow2Error;
 pub use self::statistics::{BUCKETS, DiskStatistics, Operation, OperationStatistics};
+pub(super) use self::whole::WholeFile;
 
 /// [`SECTOR`] as configuration space has it.
 const BLK_SIZE: u32 = 512;

@@ -15,6 +15,7 @@ mod console;
 mod fs;
 pub mod generic;
 mod net;
+mod pmem;
 mod rng;
 mod stream;
 pub mod subject;
@@ -41,6 +42,7 @@ pub fn subjects() -> Vec<Subject> {
         Some(stream::subject()),
         Some(console::subject()),
         Some(fs::subject()),
+        Some(pmem::subject()),
         Some(rng::subject()),
         Some(vsock::subject()),
     ]

@@ -12,6 +12,7 @@ mod library;
 mod live;
 mod net;
 mod overlay;
+mod pmem;
 mod rate;
 mod refusals;
 mod rng;
@@ -61,6 +62,7 @@ pub fn all() -> Vec<Test> {
         live::tests,
         overlay::tests,
         image::tests,
+        pmem::tests,
         user_net::tests,
         refusals::tests,
         runs::tests,

@@ -4,7 +4,8 @@ use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
 use vmm::config::{
-    BalloonConfig, DiskConfig, MacAddress, MemorySize, NetConfig, RngConfig, Span, VsockConfig,
+    BalloonConfig, DiskConfig, MacAddress, MemorySize, NetConfig, PmemConfig, RngConfig, Span,
+    VsockConfig,
 };
 use vmm::console::ConsoleConfig;
 
@@ -36,6 +37,10 @@ const OPTIONS: &[Option] = &[
         &["tap=tap0", "fd=3,mac=52:54:00:12:34:56,mtu=9000,queues=4"],
     ),
     (round_trip::<MacAddress>, &["52:54:00:12:34:56"]),
+    (
+        round_trip::<PmemConfig>,
+        &["img.ext4", "a,,b.img,ro", "img.ext4,root,ro=off"],
+    ),
     (round_trip::<RngConfig>, &["on", "off"]),
     (
         round_trip::<VsockConfig>,
