@@ -2,7 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -11,9 +13,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-use crate::context::Context;
+use crate::context::{Context, Skip};
+
+/// A user without privileges, and a group (Debian's nobody and nogroup).
+pub const NOBODY: u32 = 65534;
 
 /// What a run says, as it says it.
 #[derive(Debug)]
@@ -214,6 +219,26 @@ impl<'a> Mvm<'a> {
         self
     }
 
+    /// Runs it as somebody without privileges, whom the test's files are given to.
+    ///
+    /// # Errors
+    /// A [`Skip`] where an ordinary user may not open `/dev/kvm` or `/dev/net/tun`.
+    pub fn ordinary(self, context: &Context) -> Result<Self> {
+        if !geteuid().is_root() {
+            return Ok(self);
+        }
+        for device in ["/dev/kvm", "/dev/net/tun"] {
+            let mode = fs::metadata(device)?.permissions().mode();
+            if mode & 0o6 != 0o6 {
+                return Err(Skip(format!("{device} is not everybody's")).into());
+            }
+        }
+        for path in [context.path(""), context.path("rootfs.ext4")] {
+            chown(path, Some(NOBODY), Some(NOBODY))?;
+        }
+        Ok(self.user(NOBODY))
+    }
+
     /// Runs it as another user, who is in the group of the same number and in no other.
     #[must_use]
     pub fn user(mut self, user: u32) -> Self {
@@ -331,7 +356,7 @@ impl Vm {
     /// Bytes of memory that its process has from the host.
     pub fn resident(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(&path)?;
+        let status = fs::read_to_string(&path)?;
         let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = field.and_then(|field| field.trim().strip_suffix(" kB"));
         let kib: u64 = kib.context("no VmRSS; has it ended?")?.parse()?;

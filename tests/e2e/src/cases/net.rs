@@ -3,7 +3,6 @@
 use std::env;
 use std::fs;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -13,9 +12,9 @@ use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::refusals::refused;
 use super::tests;
-use crate::context::{Context, Kernel, Skip};
+use crate::context::{Context, Kernel};
 use crate::lan::{self, Echo, HOST, HOST6, Tap};
-use crate::vm::{Mvm, Outcome};
+use crate::vm::{Mvm, NOBODY, Outcome};
 
 tests! { "net":
     LONG stock_ping_and_streams,
@@ -31,8 +30,6 @@ tests! { "net":
 }
 
 const MIB: usize = 1 << 20;
-/// Somebody without any rights.
-const NOBODY: u32 = 65534;
 
 /// A guest that does something over a network card, quietly.
 fn guest<'a>(context: &'a Context, kernel: Kernel, what: &str, card: &str) -> Result<Mvm<'a>> {
@@ -232,13 +229,15 @@ fn the_link_goes_down_and_comes_back(context: &Context) -> Result<()> {
     })
 }
 
+/// By somebody who may not make a tap.
 fn passed_as_a_descriptor(context: &Context) -> Result<()> {
     lan::alone(|| {
         let tap = Tap::open("t0", false)?;
         lan::give_addresses("t0")?;
         fcntl_setfd(&tap.0, FdFlags::empty())?;
         let card = format!("fd={},mac=02:aa:bb:cc:dd:ee", tap.0.as_raw_fd());
-        let outcome = guest(context, Kernel::TinyElf, "ping", &card)?.exits_with(0)?;
+        let mvm = guest(context, Kernel::TinyElf, "ping", &card)?.ordinary(context)?;
+        let outcome = mvm.exits_with(0)?;
         all_answered(&outcome)?;
         ensure!(
             outcome.value("address")? == "02:aa:bb:cc:dd:ee",
@@ -249,19 +248,9 @@ fn passed_as_a_descriptor(context: &Context) -> Result<()> {
 }
 
 fn as_an_ordinary_user(context: &Context) -> Result<()> {
-    for device in ["/dev/kvm", "/dev/net/tun"] {
-        let mode = fs::metadata(device)?.permissions().mode();
-        if mode & 0o6 != 0o6 {
-            return Err(Skip(format!("{device} is not everybody's")).into());
-        }
-    }
     lan::alone(|| {
         make_tap("t0", false)?;
-        let mvm = guest(context, Kernel::TinyElf, "ping", "tap=t0")?;
-        // The test's directory and what is in it are the user's.
-        chown(context.path(""), Some(NOBODY), Some(NOBODY))?;
-        chown(context.path("rootfs.ext4"), Some(NOBODY), Some(NOBODY))?;
-        let mvm = mvm.user(NOBODY);
+        let mvm = guest(context, Kernel::TinyElf, "ping", "tap=t0")?.ordinary(context)?;
         let first = mvm.exits_with(0)?;
         all_answered(&first)?;
         // The address comes from the tap's name, and stays.

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 use super::refusals::refused;
 use super::tests;
 use crate::context::{Context, Kernel};
-use crate::vm::{Mvm, Outcome};
+use crate::vm::{Mvm, NOBODY, Outcome};
 
 tests! { "share":
     LONG busy_programs,
@@ -33,9 +33,6 @@ tests! { "share":
     SHORT killed_it_leaves_nothing,
     SHORT refused_ones,
 }
-
-/// A user without rights.
-const NOBODY: u32 = 65534;
 
 /// What all sums of a tree are, sorted: files, links and directories.
 const SUMS: &str = "find . -type f -exec sha256sum {} + | sort; find . -type l | sort | \

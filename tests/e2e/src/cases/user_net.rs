@@ -2,17 +2,17 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::refusals::refused;
 use super::tests;
-use crate::context::{Context, Kernel, Skip};
+use crate::context::{Context, Kernel};
 use crate::lan;
 use crate::servers::{self, Sink, Web};
 use crate::vm::{Mvm, Vm};
@@ -36,29 +36,11 @@ tests! { "user_net":
 
 const MIB: usize = 1 << 20;
 
-/// The user whom nothing belongs to.
-const NOBODY: u32 = 65534;
-
 /// A guest with a network like this, run by an ordinary user.
 fn script<'a>(context: &'a Context, kernel: Kernel, net: &str, script: &str) -> Result<Mvm<'a>> {
     let rootfs = context.rootfs()?;
     let mvm = context.script(kernel, &rootfs, script)?;
-    ordinary(context, mvm.arg("--net").arg(net))
-}
-
-/// Runs it as somebody without privileges, whom the test's files are given to.
-fn ordinary<'a>(context: &Context, mvm: Mvm<'a>) -> Result<Mvm<'a>> {
-    if !geteuid().is_root() {
-        return Ok(mvm);
-    }
-    let mode = fs::metadata("/dev/kvm")?.permissions().mode();
-    if mode & 0o6 != 0o6 {
-        return Err(Skip("/dev/kvm is not everybody's".to_owned()).into());
-    }
-    for path in [context.path(""), context.path("rootfs.ext4")] {
-        chown(path, Some(NOBODY), Some(NOBODY))?;
-    }
-    Ok(mvm.user(NOBODY))
+    mvm.arg("--net").arg(net).ordinary(context)
 }
 
 /// Fetches 20 MB from a server outside the guest and resolves a name there.
@@ -105,7 +87,11 @@ fn a_command_has_the_network(context: &Context) -> Result<()> {
         web.url()
     );
     let mvm = context.boot(Kernel::TinyElf)?.arg("--rootfs").arg(rootfs);
-    let outcome = ordinary(context, mvm.args("--net user").shell(&script))?.exits_with(7)?;
+    let outcome = mvm
+        .args("--net user")
+        .shell(&script)
+        .ordinary(context)?
+        .exits_with(7)?;
     let expected = format!("inet 10.0.2.15/24\n{}  -\n", web.sum);
     ensure!(outcome.stdout == expected, "{}", outcome.stdout);
     ensure!(outcome.stderr.is_empty(), "mvm said: {}", outcome.stderr);
@@ -431,7 +417,7 @@ fn ipv6(context: &Context) -> Result<()> {
         let mvm = context.boot(Kernel::TinyElf)?.arg("--rootfs").arg(rootfs);
         let card = format!("user,publish={port}:7");
         let mvm = mvm.arg("--net").arg(card).shell(&script);
-        let mut vm = ordinary(context, mvm)?.spawn()?;
+        let mut vm = mvm.ordinary(context)?.spawn()?;
         vm.wait_for("echo: ready on 7")?;
         let here = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
         for to in [Ipv6Addr::LOCALHOST, here] {
