@@ -93,11 +93,36 @@ pub(super) fn read(
         let part = buffers.split(CHUNK - at % CHUNK);
         let window = Window::around(at, part.len(), align);
         let bytes = bounce.window(&window);
-        file.read_exact_at(bytes, window.start)?;
-        part.copy_from(&bytes[window.inner()]);
+        let inner = window.inner();
+        if read_to_end_at(file, align, bytes, window.start)? < inner.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        part.copy_from(&bytes[inner]);
         at += part.len();
     }
     Ok(())
+}
+
+/// Fills `bytes`, as far as the file goes: a qcow2 may end amid a block.
+fn read_to_end_at(
+    file: &File,
+    align: Alignment,
+    bytes: &mut [u8],
+    offset: u64,
+) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let read = match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        filled += read;
+        // Nobody may ask for what follows the end of a file: it would not be aligned.
+        if read == 0 || !align.has_range(0, filled as u64) {
+            break;
+        }
+    }
+    Ok(filled)
 }
 
 /// Stores `buffers` at `offset` of `file`. Unless [`Alignment::has_range`] says yes, nobody else may write
