@@ -12,12 +12,18 @@
 //! probe vsock cid                       say the guest's address
 //! probe files exercise SEED STEPS DIR   work in DIR, which is empty, and compare it with what it must be
 //! probe files handles DIR               open file handles of DIR's file system that were never given
+//! probe keep write (DIR NUMBER)...    write records from NUMBER on, and say `kept INDEX NUMBER` of what is flushed
+//! probe keep check (DIR NUMBER)...    look for what was kept up to NUMBER
+//! probe disks write SEED STEPS DEV...  write to raw disks and read what was written
+//! probe disks check SEED STEPS DEV...  look for what that left
 //! probe echo PORT                       say over TCP and UDP what is heard at the port
 //! ```
 
+mod disks;
 mod echo;
 mod files;
 mod handles;
+mod keep;
 mod vsock;
 
 use std::env;
@@ -30,6 +36,8 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["vsock", ref words @ ..] => vsock::run(words),
         ["files", ref words @ ..] => files::run(words),
+        ["keep", ref words @ ..] => keep::run(words),
+        ["disks", ref words @ ..] => disks::run(words),
         ["echo", port] => port.parse().map_err(io::Error::other).and_then(echo::run),
         _ => Err(io::Error::other("there is no such probe")),
     };

@@ -4,10 +4,12 @@ mod balloon;
 mod boot;
 mod command;
 mod console;
+mod crash;
 mod disk;
 mod end;
 mod hvc;
 mod image;
+mod integrity;
 mod library;
 mod live;
 mod net;
@@ -30,6 +32,8 @@ use crate::runner::Test;
 const SHORT: Duration = Duration::from_secs(90);
 /// How long one with the stock kernel, or much to do, may take.
 const LONG: Duration = Duration::from_secs(180);
+/// How long one with many boots may take.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Declares the tests of a room: a limit, and functions whose names are the tests'.
 macro_rules! tests {
@@ -63,6 +67,8 @@ pub fn all() -> Vec<Test> {
         overlay::tests,
         image::tests,
         pmem::tests,
+        crash::tests,
+        integrity::tests,
         user_net::tests,
         refusals::tests,
         runs::tests,

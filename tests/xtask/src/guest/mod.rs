@@ -58,7 +58,7 @@ pub struct Guests {
 impl Guests {
     /// Looks up which packages the files would be made of.
     pub fn open() -> Result<Self> {
-        let mut names = vec![rootfs::PACKAGE, tiny::PACKAGE];
+        let mut names = vec![rootfs::PACKAGE, rootfs::CHECKER, tiny::PACKAGE];
         names.extend(stock::PACKAGES);
         Ok(Self {
             cache: Cache::open()?,

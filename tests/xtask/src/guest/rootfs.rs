@@ -17,6 +17,9 @@ use crate::{run, workspace};
 /// Where busybox comes from: it is unpacked, not installed, for it would push out a `busybox` that is.
 pub const PACKAGE: &str = "busybox-static";
 
+/// Where its program to check file systems comes from: linked statically, as the other programs there are.
+pub const CHECKER: &str = "e2fsck-static";
+
 /// Changed when this file makes something else of the same ingredients.
 const VERSION: &str = "2";
 /// Room for the tests to write in, and small enough to be copied for each of them.
@@ -77,12 +80,14 @@ fn build(
     make: impl FnOnce(&Path, &Path) -> Result<()>,
 ) -> Result<PathBuf> {
     let busybox = guests.package(&[PACKAGE])?;
+    let checker = guests.package(&[CHECKER])?;
     let scripts = resource("guest/rootfs");
     let probe = workspace::root().join("tests/probe");
     let recipe = Recipe::new(name)
         .with(VERSION)
         .with(how)
         .with(&busybox.version)
+        .with(&checker.version)
         .with_files(&scripts)?
         .with_files(&probe)?;
     guests.cache.get_or_build(&recipe, |directory| {
@@ -91,6 +96,7 @@ fn build(
         let tree = directory.join("tree");
         populate(&tree, busybox, &scripts)?;
         install(&probe, &tree.join("test/probe"))?;
+        install_from(checker, "sbin/e2fsck.static", &tree.join("sbin/e2fsck"))?;
         make(&tree, directory)?;
         fs::remove_dir_all(&tree)?;
         step.done();
@@ -151,19 +157,25 @@ fn install(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Busybox and a link for each of its applets, in `bin`.
-pub fn install_busybox(package: &Package, bin: &Path) -> Result<()> {
-    let unpacked = bin.join("unpacked");
+/// A program of a package, which has it in `/place` or in `/usr/place`.
+fn install_from(package: &Package, place: &str, to: &Path) -> Result<()> {
+    let unpacked = to.with_extension("unpacked");
     fs::create_dir_all(&unpacked)?;
     package.unpack(&unpacked)?;
-    let busybox = bin.join("busybox");
-    let place = ["bin/busybox", "usr/bin/busybox"]
-        .map(|place| unpacked.join(place))
+    let program = [unpacked.join(place), unpacked.join("usr").join(place)]
         .into_iter()
-        .find(|place| place.is_file())
-        .context("the busybox package holds no busybox")?;
-    fs::rename(place, &busybox)?;
+        .find(|program| program.is_file())
+        .with_context(|| format!("the package {} holds no {place}", package.name))?;
+    fs::rename(program, to)?;
     fs::remove_dir_all(&unpacked)?;
+    Ok(())
+}
+
+/// Busybox and a link for each of its applets, in `bin`.
+pub fn install_busybox(package: &Package, bin: &Path) -> Result<()> {
+    fs::create_dir_all(bin)?;
+    let busybox = bin.join("busybox");
+    install_from(package, "bin/busybox", &busybox)?;
     let applets = Command::new(&busybox)
         .arg("--list")
         .output()
