@@ -16,19 +16,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "host.h"
+
 static long mode, size, count;
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static void say(char byte)
-{
-    if (write(1, &byte, 1) != 1)
-        exit(1);
-}
 
 static void put(int fd, char *buffer, long length)
 {

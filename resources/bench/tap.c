@@ -22,20 +22,9 @@
 #include <unistd.h>
 
 #include "frame.h"
+#include "host.h"
 
 static uint8_t buffer[HEADER + 65536];
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static void say(char byte)
-{
-    if (write(1, &byte, 1) != 1)
-        exit(1);
-}
 
 static void set_up(const char *name, int queue)
 {

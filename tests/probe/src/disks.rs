@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::thread;
 
+use probe::talk::random;
+
 const SECTOR: usize = 512;
 /// Sectors of the longest request: 128 KiB.
 const LONGEST: usize = 256;
@@ -66,16 +68,13 @@ enum Kind {
     Flush,
 }
 
-/// Xorshift64.
+/// Where numbers that look random come from.
 struct Random(u64);
 
 impl Random {
     fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
         // Less than `end`, so it fits.
-        usize::try_from(self.0 % end as u64).unwrap_or(0)
+        usize::try_from(random(&mut self.0) % end as u64).unwrap_or(0)
     }
 
     /// What to do next to which of so many sectors: most requests are short, some as long as can be.

@@ -6,6 +6,8 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use probe::talk::random;
+
 /// Runs a command line.
 pub fn run(words: &[&str]) -> io::Result<()> {
     match words {
@@ -73,12 +75,9 @@ fn wrong<T>(what: &str, path: &Path) -> io::Result<T> {
 }
 
 impl Model {
-    /// A number below `end`: xorshift64.
+    /// A number below `end`.
     fn below(&mut self, end: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) % end.max(1)
+        (random(&mut self.random) >> 11) % end.max(1)
     }
 
     fn bytes(&mut self, most: usize) -> Vec<u8> {

@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use probe::talk::random;
+
 /// Records of a kind that are there at a time.
 const ROOM: u64 = 64;
 /// Of these, how many are looked for: reports of the later ones may have been lost.
@@ -41,18 +43,13 @@ pub fn run(words: &[&str]) -> io::Result<()> {
     }
 }
 
-/// Bytes that nobody would write by chance: xorshift64 from the record's number and its directory's name.
+/// Bytes that nobody would write by chance: random ones from the record's number and its directory's name.
 fn record(directory: &Path, number: u64) -> Vec<u8> {
     let name = directory.as_os_str().as_encoded_bytes();
-    let mut random = name.iter().fold(number + 1, |seed, byte| {
+    let mut state = name.iter().fold(number + 1, |seed, byte| {
         (seed ^ u64::from(*byte)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }) | 1;
-    let mut next = || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut next = || random(&mut state);
     let words = next() % (LONGEST / 8) + 1;
     [number, words]
         .into_iter()

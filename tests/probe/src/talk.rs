@@ -26,13 +26,18 @@ impl Checksum {
     }
 }
 
-/// Fills `bytes` with what looks random and depends on the state alone: xorshift64.
+/// The next number that looks random, and depends on the state alone, which is not zero: xorshift64.
+pub fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+/// Fills `bytes` with what looks random and depends on the state alone.
 pub fn noise(state: &mut u64, bytes: &mut [u8]) {
     for chunk in bytes.chunks_mut(8) {
-        *state ^= *state << 13;
-        *state ^= *state >> 7;
-        *state ^= *state << 17;
-        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+        chunk.copy_from_slice(&random(state).to_le_bytes()[..chunk.len()]);
     }
 }
 

@@ -79,10 +79,10 @@ impl<'a> Images<'a> {
         let vcpus = (0..board.cpus).map(|id| kvm.vcpu(id));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         Ok(Made {
+            processor: vcpu::processor(&kvm)?,
             loaded,
             kvm,
             vcpus,
-            processor: vcpu::processor()?,
         })
     }
 

@@ -58,6 +58,7 @@ pub(crate) fn refused(call: &'static str) -> impl FnOnce(errno::Error) -> KvmErr
 pub(crate) struct KvmVm {
     // Dropped before the memory it maps.
     fd: VmFd,
+    kvm: Kvm,
     /// Kept mapped as long as KVM may look at it.
     _memory: GuestMemory,
     /// As well.
@@ -114,6 +115,7 @@ impl KvmVm {
         }
         Ok(Self {
             fd,
+            kvm,
             _memory: memory,
             _windows: windows.clone(),
         })
@@ -141,15 +143,14 @@ impl KvmVm {
             .create_vcpu(id.into())
             .map_err(refused("KVM_CREATE_VCPU"))
     }
-}
 
-/// What this host's KVM can show a guest of its processor. Asks about each of some 30 leaves, which takes
-/// longer than making a VM where the host is itself a virtual machine: there each CPUID is an exit.
-pub(crate) fn supported_cpuid() -> Result<CpuId, KvmError> {
-    Kvm::new()
-        .map_err(KvmError::Open)?
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(refused("KVM_GET_SUPPORTED_CPUID"))
+    /// What this KVM can show a guest of its processor. Asks about each of some 30 leaves, which takes
+    /// longer than making a VM where the host is itself a virtual machine: there each CPUID is an exit.
+    pub fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        self.kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("KVM_GET_SUPPORTED_CPUID"))
+    }
 }
 
 /// kvm-clock (KVM_GET_CLOCK): nanoseconds.

@@ -8,11 +8,11 @@ use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
 
-use crate::kvm::vm::{KvmError, refused, supported_cpuid};
+use crate::kvm::vm::{KvmError, KvmVm, refused};
 
 /// What vCPUs can show of this host's processor: what KVM can, and its name.
-pub(crate) fn processor() -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
-    let mut supported = supported_cpuid()?.as_slice().to_vec();
+pub(crate) fn processor(vm: &KvmVm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
+    let mut supported = vm.supported_cpuid()?.as_slice().to_vec();
     cpuid::set_brand(&mut supported, &host_brand());
     Ok(supported)
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::image::ImageError;
 use crate::mem::GuestSlice;
@@ -144,6 +145,24 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host lacks what the engine needs.
     fn lane(&self, depth: u16) -> io::Result<Box<dyn DiskLane>>;
+}
+
+/// Has a lane that completes operations later wake whoever waits at `wake`.
+///
+/// # Errors
+/// The host lacks what that takes.
+pub(in crate::virtio) fn watched(
+    lane: Box<dyn DiskLane>,
+    wake: &Epoll,
+) -> io::Result<Box<dyn DiskLane>> {
+    if let Some(event) = lane.completion_event() {
+        wake.ctl(
+            ControlOperation::Add,
+            event,
+            EpollEvent::new(EventSet::IN, 0),
+        )?;
+    }
+    Ok(lane)
 }
 
 /// A way to a disk's data, called from one thread at a time. Operations under way may be done in any

@@ -16,13 +16,13 @@
 //! goes on.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::Epoll;
 
-use super::disk::{DiskLane, DiskOp, Progress, SECTOR, Tag};
+use super::disk::{DiskLane, DiskOp, Progress, SECTOR, Tag, watched};
 use super::flight::{Flight, clear_op, fault, put_id};
 use super::request::{Action, Range, Request, Rules, Status, parse};
 use super::shared::Seat;
@@ -123,12 +123,8 @@ impl Worker {
         if self.lane.is_none() {
             let disk = self.table.seat.shared.disk();
             self.table.work.rules.sectors = disk.info().capacity / SECTOR;
-            let opened = disk.lane(self.depth).and_then(|lane| {
-                if let Some(event) = lane.completion_event() {
-                    watch(&self.wake, event)?;
-                }
-                Ok(lane)
-            });
+            let lane = disk.lane(self.depth);
+            let opened = lane.and_then(|lane| watched(lane, &self.wake));
             self.lane = Some(opened.map_err(|source| DeviceFault::Host {
                 what: "opening the disk",
                 source,
@@ -176,10 +172,6 @@ impl Worker {
             .into_iter()
             .try_for_each(|queue| self.on_kick(queue, io))
     }
-}
-
-fn watch(wake: &Epoll, fd: RawFd) -> io::Result<()> {
-    wake.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))
 }
 
 impl QueueWorker for Worker {

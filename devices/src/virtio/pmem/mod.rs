@@ -20,7 +20,7 @@ use thiserror::Error;
 use self::mapping::Mapping;
 use super::block::image::ImageError;
 use super::block::{WholeFile, id_of};
-use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind};
+use super::{ActivateError, Features, Lane, QueueIndex, VirtioDevice, VirtioKind, read_from};
 
 /// §5.19.2: the one queue.
 const QUEUE: QueueIndex = QueueIndex(0);
@@ -205,15 +205,7 @@ impl VirtioDevice for Pmem {
     /// §5.19.4: where the window begins, and its length.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let words = [self.start, self.window.len()].map(u64::to_le_bytes);
-        let Ok(offset) = usize::try_from(offset) else {
-            return;
-        };
-        for (to, from) in data
-            .iter_mut()
-            .zip(words.as_flattened().iter().skip(offset))
-        {
-            *to = *from;
-        }
+        read_from(words.into_iter().flatten(), offset, data);
     }
 
     fn activate(&mut self, _acked: Features) -> Result<Vec<Lane>, ActivateError> {

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::Epoll;
 
 use super::{QUEUE, QUEUE_SIZE, Window};
 use crate::io::{Chain, QueueIo};
 use crate::iovec::{self, HeldBuffers, IoVec};
 use crate::mem::GuestSlice;
-use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag};
+use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag, watched};
 use crate::virtio::errors::ErrorLog;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
@@ -57,13 +57,8 @@ impl Worker {
 
     fn lane(&mut self) -> Result<&mut dyn DiskLane, DeviceFault> {
         if self.lane.is_none() {
-            let opened = self.window.file.lane(QUEUE_SIZE).and_then(|lane| {
-                if let Some(event) = lane.completion_event() {
-                    let readable = EpollEvent::new(EventSet::IN, 0);
-                    self.wake.ctl(ControlOperation::Add, event, readable)?;
-                }
-                Ok(lane)
-            });
+            let lane = self.window.file.lane(QUEUE_SIZE);
+            let opened = lane.and_then(|lane| watched(lane, &self.wake));
             self.lane = Some(opened.map_err(|source| DeviceFault::Host {
                 what: "opening the file",
                 source,

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe::talk::random;
 use rustix::process::Signal;
 
+use super::image::qemu_img;
 use super::tests;
 use crate::context::{Context, Kernel};
 use crate::vm::{Vm, until};
@@ -37,8 +38,8 @@ impl Disks {
         fs::copy(&raw, &base)?;
         let base = base.to_str().context("a path that is not UTF-8")?;
         let qcow2 = context.path("disk.qcow2");
-        let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base];
-        qemu_img(&create, &qcow2, &[])?;
+        let create = format!("create -q -f qcow2 -F raw -b {base}");
+        qemu_img(&create, &qcow2)?;
         let overlay = context.path("overlay");
         Ok(Self {
             options: vec![
@@ -95,25 +96,10 @@ impl Disks {
     }
 }
 
-/// Runs qemu-img on an image; `more` comes after the image's name.
-pub fn qemu_img(arguments: &[&str], image: &Path, more: &[&str]) -> Result<()> {
-    let mut command = Command::new("qemu-img");
-    let output = command.args(arguments).arg(image).args(more).output();
-    let output = output.context("qemu-img")?;
-    let said = [output.stdout, output.stderr].concat();
-    ensure!(
-        output.status.success(),
-        "qemu-img {}: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&said).trim()
-    );
-    Ok(())
-}
-
 /// Kills mvm again and again, each time after another number of reports.
 fn killed(context: &Context, options: [&str; 2]) -> Result<()> {
     let mut disks = Disks::make(context)?;
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
     for kill in 0..KILLS {
         let mut vm = disks.boot(context, options[kill as usize % 2])?;
         let told = |error: anyhow::Error| error.context(format!("after {kill} kills"));
@@ -121,9 +107,7 @@ fn killed(context: &Context, options: [&str; 2]) -> Result<()> {
         if good != "yes" {
             bail!("after {kill} kills something is lost:\n{}", vm.stdout());
         }
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
+        let random = random(&mut state);
         let enough = random % 40 + 1;
         until(context.deadline, "report", || {
             let said = vm.stdout();
@@ -139,7 +123,7 @@ fn killed(context: &Context, options: [&str; 2]) -> Result<()> {
         let outcome = vm.wait()?;
         ensure!(outcome.status.code().is_none(), "it ended by itself");
         disks.note(&outcome.stdout);
-        qemu_img(&["check"], &disks.qcow2, &[]).map_err(told)?;
+        qemu_img("check", &disks.qcow2).map_err(told)?;
     }
     println!("{KILLS} kills; kept: {:?}", disks.kept);
     ensure!(disks.kept.iter().all(|kept| *kept > u64::from(KILLS)));

@@ -38,9 +38,18 @@ fn host<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>) 
 }
 
 /// Runs qemu-img with words, and then a path.
-fn qemu_img(words: &str, path: &Path) -> Result<String> {
+pub fn qemu_img(words: &str, path: &Path) -> Result<String> {
     let words = words.split_whitespace().map(OsStr::new);
     host("qemu-img", words.chain([path.as_os_str()]))
+}
+
+/// Makes an image without anything in it.
+pub fn empty_qcow2(path: &Path, bytes: u64) -> Result<()> {
+    let bytes = bytes.to_string();
+    let create = ["create", "-q", "-f", "qcow2"].map(OsStr::new);
+    let image = [path.as_os_str(), OsStr::new(&bytes)];
+    host("qemu-img", create.into_iter().chain(image))?;
+    Ok(())
 }
 
 /// The checksum of a file in the file system of an image.
@@ -258,15 +267,7 @@ fn discard_gives_space_back(context: &Context) -> Result<()> {
     let raw = context.image("raw.img", 4 * MIB)?;
     let (base, overlay) = (context.image("base.img", 4 * MIB)?, context.path("overlay"));
     let qcow2 = context.path("disk.qcow2");
-    host(
-        "qemu-img",
-        [
-            OsStr::new("create"),
-            OsStr::new("-fqcow2"),
-            qcow2.as_os_str(),
-            OsStr::new("4M"),
-        ],
-    )?;
+    empty_qcow2(&qcow2, 4 * MIB)?;
     let parts = [
         context.image("s1.img", 2 * MIB)?,
         context.image("s2.img", 2 * MIB)?,

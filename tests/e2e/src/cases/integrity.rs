@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::{crash::qemu_img, tests};
+use super::image::empty_qcow2;
+use super::tests;
 use crate::context::{Context, Kernel};
 
 tests! { "integrity":
@@ -38,11 +39,7 @@ fn disk(context: &Context, format: usize, name: &str) -> Result<OsString> {
         }
         QCOW2 => {
             let path = context.path(&format!("{name}.qcow2"));
-            qemu_img(
-                &["create", "-q", "-f", "qcow2"],
-                &path,
-                &[&SIZE.to_string()],
-            )?;
+            empty_qcow2(&path, SIZE)?;
             path.into_os_string()
         }
         _ => {

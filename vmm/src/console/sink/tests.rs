@@ -29,8 +29,13 @@ fn start(consumer: impl Consumer + 'static, patience: Duration) -> Sink {
     started(Box::new(consumer), policy(patience))
 }
 
+/// Without its thread.
+fn waiting(consumer: Box<dyn Consumer>, policy: Policy) -> Sink {
+    Sink::new("console", consumer, policy, "a test".to_owned()).unwrap()
+}
+
 fn started(consumer: Box<dyn Consumer>, policy: Policy) -> Sink {
-    let mut sink = Sink::new("console", consumer, policy, "a test".to_owned()).unwrap();
+    let mut sink = waiting(consumer, policy);
     sink.start().unwrap();
     sink
 }
@@ -309,13 +314,7 @@ fn nobody_delays_the_end_where_nobody_is_expected() {
 #[test]
 fn what_comes_before_the_thread_is_kept_for_it() {
     let (mut reader, consumer) = pipe();
-    let mut sink = Sink::new(
-        "console",
-        Box::new(consumer),
-        policy(NEVER),
-        "it".to_owned(),
-    )
-    .unwrap();
+    let mut sink = waiting(Box::new(consumer), policy(NEVER));
     print(&sink, b"early");
     sink.start().unwrap();
     let mut got = [0; 5];
@@ -326,13 +325,7 @@ fn what_comes_before_the_thread_is_kept_for_it() {
 #[test]
 fn a_thread_that_never_began_keeps_nobody() {
     let (mut reader, consumer) = pipe();
-    let mut sink = Sink::new(
-        "console",
-        Box::new(consumer),
-        policy(NEVER),
-        "it".to_owned(),
-    )
-    .unwrap();
+    let mut sink = waiting(Box::new(consumer), policy(NEVER));
     print(&sink, b"lost");
     sink.close(NEVER);
     drop(sink);

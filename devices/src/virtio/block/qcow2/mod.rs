@@ -281,13 +281,14 @@ fn chain(path: &Path, access: Access) -> Result<Vec<Layer>, ImageError> {
     {
         // A name that is not absolute begins where its image is.
         let below = path.parent().unwrap_or(Path::new("")).join(&backing.name);
-        if seen.contains(&identity(&below)?) {
+        let file = identity(&below)?;
+        if seen.contains(&file) {
             return Err(refused(path, Qcow2Error::Chain("comes back to itself")));
         }
         if layers.len() == MAX_LAYERS {
             return Err(refused(path, Qcow2Error::Chain("is too long")));
         }
-        seen.push(identity(&below)?);
+        seen.push(file);
         let access = Access {
             read_only: true,
             any_size: true,
