@@ -232,7 +232,8 @@ pub struct Settings {
     pub expect: Vec<Pattern>,
     /// Fail as soon as a console line matches this regular expression; repeatable
     ///
-    /// The VM is ended with status 122. Of two lines the first decides; on one line --fail-on wins.
+    /// The VM is ended with status 122. Of two lines the first decides; on one line --fail-on wins, so a
+    /// line then counts when it has ended, or has stood for a moment.
     /// Example: `--fail-on 'segfault at' --fail-on '^FAIL'`.
     #[arg(long, value_name = "REGEX", help_heading = "Testing")]
     #[serde(deserialize_with = "forms::one_or_more")]

@@ -42,7 +42,7 @@ expect = "^hello$"
 [[case]]
 name = "ends"
 fail-on = "goodbye"
-timeout = "300ms"
+timeout = "2s"
 "#;
 
 fn test(file: &Path, out: &Path, options: &[&str]) -> Command {

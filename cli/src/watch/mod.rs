@@ -159,15 +159,19 @@ impl Watch {
         if self.verdict.is_some() || self.trouble.is_some() {
             return None;
         }
-        let mut forbidden = self.forbidden.iter_mut();
-        let matched = forbidden.find_map(|it| it.look(at, text, extent).then_some(&it.pattern));
-        if let Some(pattern) = matched {
-            self.failure = Some(format!("--fail-on '{pattern}' matched: {text}"));
-            return self.decide(Verdict::Failed);
-        }
+        // What must not come is told by its whole line, and wins on it: so where anything must not come, what
+        // must come waits for the line's end too.
         let mut news = false;
-        for expected in &mut self.expected {
-            news |= expected.look(at, text, extent);
+        if extent != Extent::Growing || self.forbidden.is_empty() {
+            let mut forbidden = self.forbidden.iter_mut();
+            let matched = forbidden.find_map(|it| it.look(at, text, extent).then_some(&it.pattern));
+            if let Some(pattern) = matched {
+                self.failure = Some(format!("--fail-on '{pattern}' matched: {text}"));
+                return self.decide(Verdict::Failed);
+            }
+            for expected in &mut self.expected {
+                news |= expected.look(at, text, extent);
+            }
         }
         if let Some(player) = &mut self.player {
             news |= player.on_text(at, text, extent);

@@ -88,6 +88,23 @@ fn a_prompt_matches_before_its_line_ends() {
 }
 
 #[test]
+fn what_must_not_come_is_told_by_its_whole_line() {
+    let mut both = watch(&["one"], &["bad"], KernelErrors::Ignore);
+    assert_eq!(say(&mut both, unfinished("one is")), None);
+    assert_eq!(say(&mut both, unfinished("one is bad")), None);
+    let whole = EventKind::Line("one is bad enough".to_owned());
+    assert_eq!(say(&mut both, whole), Some(Verdict::Failed));
+    assert_eq!(
+        both.failure(),
+        Some("--fail-on 'bad' matched: one is bad enough")
+    );
+    let mut rests = watch(&["one"], &["bad"], KernelErrors::Ignore);
+    assert_eq!(say(&mut rests, unfinished("one")), None);
+    let rested = rests.wakes_at().unwrap();
+    assert_eq!(rests.on_time(rested), Some(Verdict::Met));
+}
+
+#[test]
 fn the_end_of_a_line_is_not_seen_before_it_rests() {
     let mut prompt = watch(&["# $"], &[], KernelErrors::Ignore);
     assert_eq!(say(&mut prompt, unfinished("~ # ")), None);
