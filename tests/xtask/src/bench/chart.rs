@@ -1,4 +1,5 @@
-//! A picture of a family: a bar for mvm and one for what it is beside, with whiskers for the quartiles.
+//! A picture of a family: a bar for mvm and one for what it is beside, with whiskers for the quartiles, and a line where
+//! the goal is.
 
 use std::path::Path;
 
@@ -13,10 +14,11 @@ const WIDTH: i32 = 760;
 const TITLE: i32 = 30;
 const BAR: i32 = 26;
 const MARGIN: i32 = 20;
-const LABEL: i32 = 90;
+const LABEL: i32 = 120;
 const MVM: RGBColor = RGBColor(37, 99, 235);
 const BESIDE: RGBColor = RGBColor(156, 163, 175);
 const INK: RGBColor = RGBColor(31, 41, 55);
+const AIM: RGBColor = RGBColor(220, 38, 38);
 
 /// Draws the cases below each other, each to a scale of its own.
 pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
@@ -38,9 +40,11 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
             area.draw_text(&title, &text(15), (20, y))?;
             y += TITLE - 8;
             let bars = bars(case);
+            let aim = case.aim();
             let most = bars
                 .iter()
                 .map(|(_, _, spread)| spread.high)
+                .chain(aim)
                 .fold(f64::MIN_POSITIVE, f64::max);
             let scale = f64::from(WIDTH - LABEL - 190);
             #[expect(
@@ -48,6 +52,7 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
                 reason = "at most the picture's width"
             )]
             let x = |value: f64| LABEL + (value / most * scale) as i32;
+            let top = y;
             for (name, colour, spread) in bars {
                 area.draw_text(name, &text(13), (20, y + 4))?;
                 let bar = [(LABEL, y), (x(spread.median), y + 18)];
@@ -57,6 +62,10 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
                 let value = format!("{:.2}", spread.median);
                 area.draw_text(&value, &text(13), (x(spread.high) + 8, y + 4))?;
                 y += BAR;
+            }
+            if let Some(aim) = aim {
+                let line = vec![(x(aim), top - 3), (x(aim), top + 21)];
+                area.draw(&PathElement::new(line, AIM.stroke_width(2)))?;
             }
             y += 8;
         }

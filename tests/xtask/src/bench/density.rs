@@ -1,4 +1,5 @@
-//! Many idle VMs on one machine: what each takes, and whether any of them wakes up.
+//! Many idle VMs on one machine: what each takes, whether that is more than where there are few, and whether any of
+//! them wakes up.
 
 use std::fs;
 use std::thread;
@@ -6,12 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::Tools;
+use super::memory::{self, Memory};
 use super::process::Timed;
 use super::stats::float;
 use super::table::{Case, Goal};
-use super::{Tools, memory};
 
 const VMS: usize = 100;
+/// What these are compared to.
+const FEW: (usize, &str) = (10, "10 VMs");
+/// What each of many may have in place of each of few. What it writes itself does not depend on others: a page or
+/// two is by chance.
+const GROWTH: f64 = 1.05;
 /// After the last one has started.
 const REST: Duration = Duration::from_secs(2);
 /// How long nothing shall happen.
@@ -20,12 +27,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Starts them, looks, waits, and looks again. Each is a sample.
 pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     let mut vms = Vec::new();
-    for _ in 0..VMS {
-        let mut vm = Timed::spawn(tools.mvm("IDLE"))?;
-        vm.wait_for(b'h')?;
-        vms.push(vm);
-    }
-    thread::sleep(REST);
+    start(tools, &mut vms, FEW.0)?;
+    let few = each(&vms, memory::of)?;
+    start(tools, &mut vms, VMS)?;
     let before = each(&vms, switches)?;
     thread::sleep(IDLE);
     let after = each(&vms, switches)?;
@@ -43,7 +47,29 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         goal: Some(Goal::Most(0.0)),
     }];
     cases.extend(memory::both(&name, &memory));
+    let written = |samples: &[Memory]| {
+        let kb = samples.iter().map(|memory| float(memory.private_dirty));
+        kb.collect()
+    };
+    cases.push(Case {
+        name: format!("{name}: private dirty"),
+        unit: "kB",
+        mvm: written(&memory),
+        beside: Some((FEW.1, written(&few))),
+        goal: Some(Goal::Ratio(GROWTH)),
+    });
     Ok(cases)
+}
+
+/// Starts VMs until there are so many, and lets them come to rest.
+fn start(tools: &Tools, vms: &mut Vec<Timed>, count: usize) -> Result<()> {
+    while vms.len() < count {
+        let mut vm = Timed::spawn(tools.mvm("IDLE"))?;
+        vm.wait_for(b'h')?;
+        vms.push(vm);
+    }
+    thread::sleep(REST);
+    Ok(())
 }
 
 fn each<T>(vms: &[Timed], ask: impl Fn(u32) -> Result<T>) -> Result<Vec<T>> {

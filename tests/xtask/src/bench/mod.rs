@@ -16,6 +16,7 @@ mod start;
 mod stats;
 mod table;
 mod vsock;
+mod weight;
 
 use std::fs;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use clap::ValueEnum;
 use crate::debian;
 use crate::progress::Step;
 use crate::workspace;
+use weight::Weight;
 
 /// What is measured, and how often.
 #[derive(Debug, clap::Args)]
@@ -123,32 +125,12 @@ pub fn bench(options: &Options) -> Result<()> {
         chart::draw(&picture, &family.name(), &cases)?;
         all.push((family.name(), cases));
     }
+    let weight = Weight::of(&tools.mvm)?;
     let json = out.join("bench.json");
-    fs::write(&json, table::json(&all)?).with_context(|| json.display().to_string())?;
-    println!("{}", weight(&tools)?);
+    fs::write(&json, table::json(&all, weight)?).with_context(|| json.display().to_string())?;
+    println!("{weight}");
     println!("results and pictures: {}", out.display());
     Ok(())
-}
-
-/// What the binary weighs.
-fn weight(tools: &Tools) -> Result<String> {
-    let size = fs::metadata(&tools.mvm)?.len();
-    let tree = workspace::cargo_command(&["tree", "--package", "mvm", "--edges", "normal"])
-        .args(["--prefix", "none", "--no-dedupe"])
-        .output()?;
-    let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
-    let mut crates: Vec<&str> = tree
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .filter(|name| !name.is_empty())
-        .collect();
-    crates.sort_unstable();
-    crates.dedup();
-    Ok(format!(
-        "binary: {:.2} MB, static, of {} crates",
-        stats::float(size) / 1e6,
-        crates.len()
-    ))
 }
 
 impl Family {

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::stats::{Spread, differences, ratios, spread};
+use super::weight::Weight;
 
 /// One thing that was measured.
 #[derive(Debug)]
@@ -52,6 +53,17 @@ impl Case {
                 spread(&differences(&self.mvm, beside)).median <= most
             }
             Goal::Most(most) => spread(&self.mvm).median <= most,
+        })
+    }
+
+    /// Where the goal is on mvm's scale, reckoned from the median of what is beside.
+    pub fn aim(&self) -> Option<f64> {
+        let beside = self.beside.as_ref();
+        let beside = beside.map(|(_, samples)| spread(samples).median);
+        Some(match self.goal? {
+            Goal::Ratio(times) | Goal::Share(times) => times * beside?,
+            Goal::Added(most) => beside? + most,
+            Goal::Most(most) => most,
         })
     }
 }
@@ -109,8 +121,8 @@ fn word(reached: bool) -> &'static str {
     if reached { "reached" } else { "missed" }
 }
 
-/// All of it, with every sample.
-pub fn json(families: &[(String, Vec<Case>)]) -> Result<String> {
+/// All of it, with every sample, and what the binary weighs.
+pub fn json(families: &[(String, Vec<Case>)], weight: Weight) -> Result<String> {
     let cases: Vec<_> = families
         .iter()
         .flat_map(|(family, cases)| cases.iter().map(move |case| (family, case)))
@@ -129,7 +141,8 @@ pub fn json(families: &[(String, Vec<Case>)]) -> Result<String> {
             })
         })
         .collect();
-    Ok(serde_json::to_string_pretty(&json!({ "cases": cases }))? + "\n")
+    let binary = json!({ "bytes": weight.bytes, "crates": weight.crates });
+    Ok(serde_json::to_string_pretty(&json!({ "cases": cases, "binary": binary }))? + "\n")
 }
 
 #[cfg(test)]
@@ -159,6 +172,14 @@ mod tests {
     }
 
     #[test]
+    fn an_aim_is_on_the_scale_of_the_samples() {
+        assert_eq!(case(Goal::Ratio(1.5)).aim(), Some(3.0));
+        assert_eq!(case(Goal::Share(0.5)).aim(), Some(1.0));
+        assert_eq!(case(Goal::Added(0.5)).aim(), Some(2.5));
+        assert_eq!(case(Goal::Most(7.0)).aim(), Some(7.0));
+    }
+
+    #[test]
     fn a_line_says_it_all() {
         let text = text("start", &[case(Goal::Ratio(1.0))]);
         let line = text.lines().nth(1).unwrap_or_default();
@@ -175,10 +196,16 @@ mod tests {
 
     #[test]
     fn every_sample_is_in_the_json() {
-        let json = json(&[("start".into(), vec![case(Goal::Ratio(1.0))])]).expect("JSON");
+        let weight = Weight {
+            bytes: 5,
+            crates: 2,
+        };
+        let json = json(&[("start".into(), vec![case(Goal::Ratio(1.0))])], weight).expect("JSON");
         let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         assert_eq!(value["cases"][0]["mvm"]["samples"][2], 4.0);
         assert_eq!(value["cases"][0]["ratio"], 1.5);
         assert_eq!(value["cases"][0]["reached"], false);
+        assert_eq!(value["binary"]["bytes"], 5);
+        assert_eq!(value["binary"]["crates"], 2);
     }
 }
