@@ -1,9 +1,11 @@
 //! Guest memory: names for it, so that a change of the backing type happens in one place, and a way to
-//! give parts of it back to the host.
+//! give parts of it back to the host, and to get it in large pieces.
 
 mod discard;
+mod huge;
 
 pub use discard::discard;
+pub use huge::ask_for_huge_pages;
 pub use vm_memory::GuestAddress;
 
 /// Guest physical memory as every device sees it: cheap to clone, all clones share the mappings.

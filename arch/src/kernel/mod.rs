@@ -110,45 +110,97 @@ struct Plan {
     initrd_limit: u64,
 }
 
-/// Loads a kernel, an initrd and a command line into guest memory that nothing has written to yet.
-///
-/// The kernel goes where its image says, the initrd as high as the kernel can take it, the command
-/// line to [`layout::CMDLINE`]. The files may be at any position; it changes.
+/// A kernel, an initrd and a command line that fit; nothing has been copied yet.
+#[derive(Debug)]
+pub struct Checked<'a> {
+    plan: Plan,
+    kernel: &'a mut File,
+    initrd: Initrd<'a>,
+    initrd_size: initrd::Size,
+    initrd_start: u64,
+    cmdline: &'a str,
+}
+
+/// Checks a kernel, an initrd and a command line for this memory. The files may be at any position; it
+/// changes.
 ///
 /// # Errors
 /// Everything about the files, the command line and the size of memory that keeps a kernel from
 /// starting. The message is one line without the file's name; [`KernelError::part`] says which of
 /// the inputs it is about.
-pub fn load<'a>(
+pub fn check<'a>(
     memory: &GuestMemoryMmap<()>,
-    kernel: &mut File,
+    kernel: &'a mut File,
     initrd: impl Into<Initrd<'a>>,
-    cmdline: &str,
-) -> Result<Loaded, KernelError> {
+    cmdline: &'a str,
+) -> Result<Checked<'a>, KernelError> {
     let plan = examine(kernel)?;
     check_cmdline(cmdline, plan.cmdline_max)?;
     let mut initrd = initrd.into();
     let initrd_size = initrd.size()?;
     let initrd_start = initrd::place(&plan, initrd_size.whole, memory)?;
-
-    copy_kernel(memory, kernel, &plan)?;
-    let initrd = match initrd_size.whole {
-        0 => None,
-        _ => Some(initrd.copy(memory, initrd_start, initrd_size)?),
-    };
-    let mut text = Vec::with_capacity(cmdline.len() + 1);
-    text.extend_from_slice(cmdline.as_bytes());
-    text.push(0);
-    memory
-        .write_slice(&text, GuestAddress(layout::CMDLINE))
-        .map_err(KernelError::WriteCmdline)?;
-    Ok(Loaded {
-        kind: plan.kind,
-        entry: plan.entry,
-        kernel: plan.kernel,
+    Ok(Checked {
+        plan,
+        kernel,
         initrd,
-        setup_header: plan.setup_header,
+        initrd_size,
+        initrd_start,
+        cmdline,
     })
+}
+
+impl Checked<'_> {
+    /// The guest physical ranges of which a boot touches every page: the kernel with the memory that it
+    /// clears or unpacks to, and the initrd.
+    #[must_use]
+    pub fn touched(&self) -> [Range<u64>; 2] {
+        let initrd_end = self.initrd_start + self.initrd_size.whole;
+        [self.plan.kernel.clone(), self.initrd_start..initrd_end]
+    }
+
+    /// Puts all of it into the memory it was checked for, which nothing has written to yet: the kernel
+    /// where its image says, the initrd as high as the kernel can take it, the command line to
+    /// [`layout::CMDLINE`].
+    ///
+    /// # Errors
+    /// Reading failed, or a file has changed since it was checked.
+    pub fn load(self, memory: &GuestMemoryMmap<()>) -> Result<Loaded, KernelError> {
+        let plan = self.plan;
+        copy_kernel(memory, self.kernel, &plan)?;
+        let initrd = match self.initrd_size.whole {
+            0 => None,
+            _ => Some(
+                self.initrd
+                    .copy(memory, self.initrd_start, self.initrd_size)?,
+            ),
+        };
+        let mut text = Vec::with_capacity(self.cmdline.len() + 1);
+        text.extend_from_slice(self.cmdline.as_bytes());
+        text.push(0);
+        memory
+            .write_slice(&text, GuestAddress(layout::CMDLINE))
+            .map_err(KernelError::WriteCmdline)?;
+        Ok(Loaded {
+            kind: plan.kind,
+            entry: plan.entry,
+            kernel: plan.kernel,
+            initrd,
+            setup_header: plan.setup_header,
+        })
+    }
+}
+
+/// Checks and loads at once.
+///
+/// # Errors
+/// Those of [`check`] and of [`Checked::load`].
+pub fn load<'a>(
+    memory: &GuestMemoryMmap<()>,
+    kernel: &'a mut File,
+    initrd: impl Into<Initrd<'a>>,
+    cmdline: &'a str,
+) -> Result<Loaded, KernelError> {
+    check(memory, kernel, initrd, cmdline)?.load(memory)
 }
 
 /// Whether a file is a Linux kernel that could be loaded. Reads headers only.

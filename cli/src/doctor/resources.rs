@@ -37,7 +37,7 @@ fn huge_pages(system: &System) -> Check {
     Check::ok("hugepages", detail)
 }
 
-/// Guest memory asks for them; `always` and `madvise` grant it.
+/// Guest memory asks for them where a boot touches all of it; `always` and `madvise` grant it.
 fn transparent_huge_pages(system: &System) -> Option<Check> {
     const NAME: &str = "transparent-hugepages";
     const FILE: &str = "/sys/kernel/mm/transparent_hugepage/enabled";

@@ -7,7 +7,7 @@ use std::path::Path;
 use arch::board::Board;
 use arch::kernel::{self, Initrd, Loaded};
 use arch::x86_64::{boot, memory as ram};
-use devices::mem::GuestMemory;
+use devices::mem::{self, GuestMemory};
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 
@@ -96,7 +96,13 @@ impl<'a> Images<'a> {
             file: self.initrd.as_mut(),
             appended,
         };
-        kernel::load(memory, &mut self.kernel, parts, cmdline).map_err(|source| {
+        let loaded = kernel::check(memory, &mut self.kernel, parts, cmdline).and_then(|checked| {
+            for range in checked.touched() {
+                mem::ask_for_huge_pages(memory, &range);
+            }
+            checked.load(memory)
+        });
+        loaded.map_err(|source| {
             let VmConfig { kernel, initrd, .. } = self.config;
             BuildError::kernel(source, kernel, initrd.as_deref())
         })

@@ -25,6 +25,18 @@ fn the_initrd_ends_at_the_top_of_low_memory_in_whole_pages() {
 }
 
 #[test]
+fn what_a_boot_touches_is_what_is_loaded() {
+    let memory = memory(64 * MIB);
+    let (kernel, mut initrd) = (&mut file(&vmlinux().bytes()), file(&[1; 5000]));
+    let checked = check(&memory, kernel, Some(&mut initrd), "").unwrap();
+    let touched = checked.touched();
+    let loaded = checked.load(&memory).unwrap();
+    assert_eq!(touched, [loaded.kernel, loaded.initrd.unwrap()]);
+    let touched = check(&memory, kernel, None, "").unwrap().touched();
+    assert!(touched[1].is_empty());
+}
+
+#[test]
 fn what_is_appended_begins_at_a_word_behind_the_file() {
     for (len, gap) in [(0, 0), (4, 0), (5, 3), (4095, 1), (4097, 3)] {
         let memory = memory(64 * MIB);

@@ -11,7 +11,7 @@ use std::io::Write;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::image::{Elf, Segment, vmlinux};
-use super::{KernelError, Loaded, is_linux, load};
+use super::{KernelError, Loaded, check, is_linux, load};
 use crate::x86_64::memory::ram_regions;
 
 const MIB: u64 = 1 << 20;
