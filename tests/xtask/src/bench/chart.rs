@@ -15,6 +15,8 @@ const TITLE: i32 = 30;
 const BAR: i32 = 26;
 const MARGIN: i32 = 20;
 const LABEL: i32 = 120;
+/// Behind the bars, so that no line crosses it.
+const VALUE: i32 = 110;
 const MVM: RGBColor = RGBColor(37, 99, 235);
 const BESIDE: RGBColor = RGBColor(156, 163, 175);
 const INK: RGBColor = RGBColor(31, 41, 55);
@@ -46,7 +48,7 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
                 .map(|(_, _, spread)| spread.high)
                 .chain(aim)
                 .fold(f64::MIN_POSITIVE, f64::max);
-            let scale = f64::from(WIDTH - LABEL - 190);
+            let scale = f64::from(WIDTH - LABEL - VALUE);
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "at most the picture's width"
@@ -60,7 +62,7 @@ pub fn draw(path: &Path, family: &str, cases: &[Case]) -> Result<()> {
                 let whisker = vec![(x(spread.low), y + 9), (x(spread.high), y + 9)];
                 area.draw(&PathElement::new(whisker, INK.stroke_width(2)))?;
                 let value = format!("{:.2}", spread.median);
-                area.draw_text(&value, &text(13), (x(spread.high) + 8, y + 4))?;
+                area.draw_text(&value, &text(13), (WIDTH - VALUE + 12, y + 4))?;
                 y += BAR;
             }
             if let Some(aim) = aim {

@@ -52,7 +52,7 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         kb.collect()
     };
     cases.push(Case {
-        name: format!("{name}: private dirty"),
+        name: format!("{name}, beside few: private dirty"),
         unit: "kB",
         mvm: written(&memory),
         beside: Some((FEW.1, written(&few))),
