@@ -15,7 +15,8 @@ const LARGEST: usize = (1 << 16) + 256;
 pub struct TapQueue {
     fd: OwnedFd,
     /// Where the end of a frame goes that is longer than the buffers it is read into. How long a frame is
-    /// shows only when it is read, and what does not fit would be lost.
+    /// shows only when it is read, and what does not fit would be lost. Made with the first read: a card that
+    /// no driver uses needs none.
     spare: Vec<u8>,
     /// About how long frames have been lately. A frame is read into buffers for that and the spare, though
     /// there may be many more buffers: the kernel looks at each of them.
@@ -32,7 +33,7 @@ impl TapQueue {
     pub fn new(fd: OwnedFd) -> Self {
         Self {
             fd,
-            spare: vec![0; LARGEST],
+            spare: Vec::new(),
             usual: 0,
             waiting: None,
             list: Vec::new(),
@@ -42,6 +43,7 @@ impl TapQueue {
     /// Reads a frame into the first of `buffers`, and the rest of it into the spare; how long it is, and how
     /// much of it the buffers took at most.
     fn read(&mut self, buffers: &[IoVec<'_>]) -> io::Result<(usize, usize)> {
+        self.spare.resize(LARGEST, 0);
         let (front, covered) = front(buffers, self.usual);
         let mut list = iovec::recycle(std::mem::take(&mut self.list));
         list.extend(front);
