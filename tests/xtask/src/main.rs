@@ -8,6 +8,7 @@ mod fuzz;
 mod guest;
 mod host;
 mod lab;
+mod layout;
 mod progress;
 mod run;
 mod suite;
@@ -51,6 +52,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Measure what mvm costs beside the floor: the same calls to KVM with nothing around them.
     Bench(bench::Options),
+    /// Find out what a boot and an idle VM run, and write the file by which that is put together in the binary.
+    Layout,
     /// The lab's own end of the wire.
     #[command(hide = true)]
     LabInside {
@@ -86,7 +89,7 @@ fn run_task(args: Args) -> Result<ExitCode> {
             }
         }
         Task::Lab(options) => return Ok(lab::lab(options)?.into()),
-        Task::Build => println!("{}", workspace::statically("mvm")?.display()),
+        Task::Build => println!("{}", workspace::release("mvm")?.display()),
         Task::Demo => return Ok(demo::demo()?.into()),
         Task::Test(options) => {
             if !suite::suite(&options)? {
@@ -99,6 +102,7 @@ fn run_task(args: Args) -> Result<ExitCode> {
             }
         }
         Task::Bench(options) => bench::bench(&options)?,
+        Task::Layout => println!("{}", layout::layout()?.display()),
         Task::LabInside { port } => lab::inside::serve(&port)?,
     }
     Ok(ExitCode::SUCCESS)

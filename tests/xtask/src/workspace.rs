@@ -31,24 +31,25 @@ pub fn cargo_command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Builds the release binary of a package; its path.
+/// Builds the release binary of a package as one file that needs no library, so that it runs in guests and on hosts
+/// that have none, and starts sooner; its path.
 pub fn release(package: &str) -> Result<PathBuf> {
-    run::shown(&mut cargo_command(&[
-        "build",
-        "--release",
-        "--package",
-        package,
-    ]))?;
-    Ok(target().join("release").join(package))
+    build_release(package, &[])
 }
 
-/// Builds the release binary of a package so that it needs no library, for guests and hosts that have none; its path.
-pub fn statically(package: &str) -> Result<PathBuf> {
+/// The same, and has the linker write to `map` what it put where.
+pub fn release_with_map(package: &str, map: &Path) -> Result<PathBuf> {
+    let argument = format!("link-arg=-Wl,--Map={}", map.display());
+    build_release(package, &["--", "-C", &argument])
+}
+
+fn build_release(package: &str, of_rustc: &[&str]) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     // With a target named, the flags are not those of build scripts.
-    let mut cargo = cargo_command(&["build", "--release", "--package", package]);
+    let mut cargo = cargo_command(&["rustc", "--release", "--package", package]);
     cargo
-        .args(["--target", &target])
+        .args(["--bin", package, "--target", &target])
+        .args(of_rustc)
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     run::shown(&mut cargo)?;
     Ok(self::target().join(target).join("release").join(package))

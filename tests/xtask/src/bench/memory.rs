@@ -13,7 +13,7 @@ use super::stats::float;
 use super::table::{Case, Goal};
 
 /// Long enough for threads to have come to rest.
-const REST: Duration = Duration::from_millis(300);
+pub const REST: Duration = Duration::from_millis(300);
 
 /// kB of a process, its guest's memory left out.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -26,21 +26,8 @@ pub struct Memory {
 
 /// Measures mvm with one disk and the devices that are there by default; with a card too where taps can be made.
 pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
-    let disk = tools.directory.join("disk.img");
-    fs::File::create(&disk)?.set_len(64 << 20)?;
-    let mut sets = vec![(
-        "one disk",
-        vec!["--disk".to_owned(), disk.display().to_string()],
-    )];
-    if rustix::process::geteuid().is_root() && Path::new("/dev/net/tun").exists() {
-        let mut with_net = sets[0].1.clone();
-        with_net.extend(["--net".to_owned(), "tap=mvmbench0".to_owned()]);
-        sets.push(("one disk, one tap", with_net));
-    } else {
-        println!("one tap: not measured, taps cannot be made here");
-    }
     let mut cases = Vec::new();
-    for (name, arguments) in sets {
+    for (name, arguments) in devices(&tools.directory)? {
         let mut samples = Vec::new();
         for _ in 0..tools.samples.min(5) {
             let mut command = tools.mvm("IDLE");
@@ -53,6 +40,24 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         cases.extend(both(name, &samples));
     }
     Ok(cases)
+}
+
+/// Sets of devices that an idle VM has, the largest last, with their files in `directory`.
+pub fn devices(directory: &Path) -> Result<Vec<(&'static str, Vec<String>)>> {
+    let disk = directory.join("disk.img");
+    fs::File::create(&disk)?.set_len(64 << 20)?;
+    let mut sets = vec![(
+        "one disk",
+        vec!["--disk".to_owned(), disk.display().to_string()],
+    )];
+    if rustix::process::geteuid().is_root() && Path::new("/dev/net/tun").exists() {
+        let mut with_net = sets[0].1.clone();
+        with_net.extend(["--net".to_owned(), "tap=mvmbench0".to_owned()]);
+        sets.push(("one disk, one tap", with_net));
+    } else {
+        println!("one tap: not measured, taps cannot be made here");
+    }
+    Ok(sets)
 }
 
 /// Both kinds of memory as cases, with what a VMM may have of each.

@@ -8,10 +8,10 @@ mod chart;
 mod density;
 mod end;
 mod exits;
-mod memory;
+pub mod memory;
 mod net;
-mod process;
-mod programs;
+pub mod process;
+pub mod programs;
 mod start;
 mod stats;
 mod table;
@@ -69,7 +69,7 @@ pub enum Family {
 
 /// What the measurements are made with.
 #[derive(Debug)]
-struct Tools {
+pub struct Tools {
     mvm: PathBuf,
     floor: PathBuf,
     /// QEMU, where this machine has it.
@@ -144,7 +144,7 @@ impl Tools {
     fn prepare(samples: u32) -> Result<Self> {
         // As `cargo xtask build` makes it. Pages of a file that is not on disk yet would count as written by
         // whoever runs it.
-        let mvm = workspace::statically("mvm")?;
+        let mvm = workspace::release("mvm")?;
         fs::File::open(&mvm)?.sync_all()?;
         let directory = workspace::target().join("bench-guests");
         fs::create_dir_all(&directory)?;

@@ -91,7 +91,7 @@ fn build(
         .with_files(&scripts)?
         .with_files(&probe)?;
     guests.cache.get_or_build(&recipe, |directory| {
-        let probe = workspace::statically("probe")?;
+        let probe = workspace::release("probe")?;
         let step = Step::begin(format!("making the guest's root file system ({name})"));
         let tree = directory.join("tree");
         populate(&tree, busybox, &scripts)?;
