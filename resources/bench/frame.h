@@ -3,6 +3,13 @@
 
 #define HEADER 12 /* struct virtio_net_hdr_v1 */
 #define SEGMENT 1448
+#define RECEIVED_MAX 4096
+
+/* Bytes of a buffer to receive into, as Linux has it: for a short frame, or pages where frames are long, several for one. */
+static inline uint32_t receive_room(uint32_t size)
+{
+    return size > 1514 ? RECEIVED_MAX : 1536;
+}
 
 /* A header and a frame of so many bytes; one that is longer than Ethernet's is left to be cut (Virtio 1.2 §5.1.6.2). */
 static inline void make_frame(volatile uint8_t *buffer, uint32_t size)

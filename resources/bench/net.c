@@ -6,7 +6,6 @@
 #include "virtio.h"
 
 #define NET 1
-#define RECEIVED_MAX 4096
 
 static struct queue receive, transmit;
 static uint8_t sent[HEADER + 65536] __attribute__((aligned(4096)));
@@ -38,12 +37,13 @@ static void send_all(uint64_t size, uint64_t count)
     say('>');
 }
 
-/* As Linux does it: buffers for a short frame, or pages where frames are long, several for one. */
 static void receive_all(uint64_t size, uint64_t count)
 {
-    uint32_t room = size > 1514 ? 4096 : 1536;
-    for (uint16_t slot = 0; slot < QUEUE_MAX; slot++)
+    uint32_t room = receive_room(size);
+    for (uint16_t slot = 0; slot < QUEUE_MAX; slot++) {
+        *(volatile uint8_t *)received[slot] = 0; /* the host has no memory for a page before it is used */
         receive.descriptors[slot] = (struct descriptor){(uintptr_t)received[slot], room, WRITE, 0};
+    }
     uint64_t frames = 0;
     uint32_t parts = 0;
     say('r');
