@@ -2,9 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::vec;
 
 use anyhow::Result;
 
@@ -15,19 +15,10 @@ use crate::context::{Context, Setting, Skip};
 pub struct Test {
     /// Its name: `room::what it shows`.
     pub name: &'static str,
-    /// How long it may take.
-    pub length: Length,
+    /// How long it may take at most. Time in the lab is not the host's: it is some twenty times slower.
+    pub limit: Duration,
     /// What it does; [`Skip`] is the error of one that cannot be run here.
     pub run: fn(&Context) -> Result<()>,
-}
-
-/// How long a test may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Length {
-    /// At most. Time in the lab is not the host's: it is some twenty times slower.
-    pub limit: Duration,
-    /// Whether most of it is a clock's: such tests leave the CPUs to others, and do not mind these.
-    pub waits: bool,
 }
 
 #[derive(Debug, Default)]
@@ -37,27 +28,18 @@ struct Tally {
     skipped: usize,
 }
 
-/// Runs the tests, `jobs` at a time and one of those that wait beside them; whether none failed. The last line is the
-/// count.
+/// Runs the tests; whether none failed. The last line is the count.
 pub fn run(tests: &[Test], setting: &Setting, jobs: usize) -> bool {
-    let lanes = [(false, jobs.max(1)), (true, 1)].map(|(waits, jobs)| {
-        let lane = tests.iter().filter(|test| test.length.waits == waits);
-        let lane: Vec<&Test> = lane.collect();
-        (Mutex::new(lane.into_iter()), jobs)
-    });
+    let next = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
     let start = Instant::now();
-    let work = |lane: &Mutex<vec::IntoIter<&Test>>| {
-        let next = || lane.lock().ok()?.next();
-        while let Some(test) = next() {
-            run_one(test, setting, &tally);
-        }
-    };
     thread::scope(|scope| {
-        for (lane, jobs) in &lanes {
-            for _ in 0..*jobs {
-                scope.spawn(|| work(lane));
-            }
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    run_one(test, setting, &tally);
+                }
+            });
         }
     });
     let tally = tally.into_inner().unwrap_or_default();
@@ -80,7 +62,7 @@ pub fn run(tests: &[Test], setting: &Setting, jobs: usize) -> bool {
 
 fn run_one(test: &Test, setting: &Setting, tally: &Mutex<Tally>) {
     let start = Instant::now();
-    let result = Context::new(test.name, setting, start + test.length.limit).and_then(|context| {
+    let result = Context::new(test.name, setting, start + test.limit).and_then(|context| {
         let result = catch_unwind(AssertUnwindSafe(|| (test.run)(&context)))
             .unwrap_or_else(|_| Err(anyhow::anyhow!("the test itself panicked")));
         // Only a failed test leaves something behind.

@@ -26,35 +26,23 @@ mod vsock;
 
 use std::time::Duration;
 
-use crate::runner::{Length, Test};
+use crate::runner::Test;
 
-/// A test with one or two boots of the small kernel.
-const SHORT: Length = busy(90);
-/// One with the stock kernel, or much to do.
-const LONG: Length = busy(180);
-/// One with many boots.
-const LONGEST: Length = busy(600);
-/// One that goes by a clock.
-const WAITING: Length = Length {
-    waits: true,
-    ..busy(300)
-};
+/// How long a test with one or two boots of the small kernel may take.
+const SHORT: Duration = Duration::from_secs(90);
+/// How long one with the stock kernel, or much to do, may take.
+const LONG: Duration = Duration::from_secs(180);
+/// How long one with many boots may take.
+const LONGEST: Duration = Duration::from_secs(600);
 
-const fn busy(seconds: u64) -> Length {
-    Length {
-        limit: Duration::from_secs(seconds),
-        waits: false,
-    }
-}
-
-/// Declares the tests of a room: a length, and functions whose names are the tests'.
+/// Declares the tests of a room: a limit, and functions whose names are the tests'.
 macro_rules! tests {
-    ($room:literal: $($length:ident $name:ident,)*) => {
+    ($room:literal: $($limit:ident $name:ident,)*) => {
         /// The tests of this file.
         pub fn tests() -> Vec<crate::runner::Test> {
             vec![$(crate::runner::Test {
                 name: concat!($room, "::", stringify!($name)),
-                length: super::$length,
+                limit: super::$limit,
                 run: $name,
             },)*]
         }
@@ -90,6 +78,6 @@ pub fn all() -> Vec<Test> {
         rate::tests,
     ];
     let mut tests: Vec<_> = rooms.iter().flat_map(|tests| tests()).collect();
-    tests.sort_by_key(|test| std::cmp::Reverse(test.length.limit));
+    tests.sort_by_key(|test| std::cmp::Reverse(test.limit));
     tests
 }
