@@ -1,7 +1,8 @@
 /*
  * Reads or writes a disk as fio does: so many requests of a size, so many of them under way at once, one after the other
- * or anywhere. `write= random= size= depth= count= blocks= seed=` come on the command line; '<' is said when the first
- * one goes out, '>' when the last one is back.
+ * or anywhere. `write= random= size= depth= buffers= count= blocks= seed=` come on the command line; '<' is said when the
+ * first one goes out, '>' when the last one is back. There may be fewer buffers than requests under way, as what is read
+ * is not looked at: fio with plain calls has one, which stays in the processor's cache.
  */
 #include "virtio.h"
 
@@ -19,8 +20,8 @@ struct request {
 
 static struct queue queue;
 static struct request requests[DEPTH_MAX];
-static uint8_t buffers[DEPTH_MAX][LARGEST] __attribute__((aligned(4096)));
-static uint64_t size, blocks, next, state;
+static uint8_t memory[DEPTH_MAX * LARGEST] __attribute__((aligned(4096)));
+static uint64_t size, buffers, blocks, next, state;
 static uint32_t random;
 
 static void prepare(uint16_t slot, uint32_t write)
@@ -30,7 +31,7 @@ static void prepare(uint16_t slot, uint32_t write)
     request->type = write;
     request->status = 0xff;
     table[0] = (struct descriptor){(uintptr_t)request, 16, NEXT, 1};
-    table[1] = (struct descriptor){(uintptr_t)buffers[slot], size, NEXT | (write ? 0 : WRITE), 2};
+    table[1] = (struct descriptor){(uintptr_t)(memory + slot % buffers * size), size, NEXT | (write ? 0 : WRITE), 2};
     table[2] = (struct descriptor){(uintptr_t)&request->status, 1, WRITE, 0};
     queue.descriptors[slot] = (struct descriptor){(uintptr_t)table, sizeof request->table, INDIRECT, 0};
 }
@@ -81,10 +82,11 @@ void guest(const uint8_t *boot_params)
     const char *line = command_line(boot_params);
     uint64_t depth = number(line, "depth"), count = number(line, "count");
     size = number(line, "size");
+    buffers = number(line, "buffers");
     blocks = number(line, "blocks");
     state = number(line, "seed") | 1;
     random = number(line, "random");
-    if (!depth || depth > DEPTH_MAX || size > LARGEST || !blocks)
+    if (!depth || depth > DEPTH_MAX || size > LARGEST || !buffers || !blocks)
         give_up('a');
     uint32_t device = find_device(BLOCK, 1ull << VERSION_1 | 1ull << EVENT_IDX | 1ull << INDIRECT_DESC | 1ull << FLUSH);
     set_up_queue(device, 0, &queue);

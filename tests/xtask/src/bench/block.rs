@@ -3,6 +3,7 @@
 //! The guest looks at the ring until something is there, so what is measured is the way of a request through KVM's
 //! doorbell, the I/O thread and the host's file, without an interrupt.
 
+use std::fmt;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +19,7 @@ use super::{Tools, by_turns};
 use crate::debian::{self, Program};
 use crate::run;
 
-/// Of the file, which stays in the host's page cache: the host's disk is not what is measured.
+/// Of the file. It stays in the host's page cache, where that is used: the host's disk is not what is measured.
 const LEN: u64 = 128 << 20;
 /// What each sample takes of fio, and about what it takes of mvm.
 const SECONDS: f64 = 0.25;
@@ -41,9 +42,48 @@ const PATTERNS: [Pattern; 4] = [
     Pattern::new("128 KiB write", "write", true, false, 128 << 10),
 ];
 
-/// mvm's engines, and fio's that makes the same system calls. The one of plain calls has one request under way, whatever
-/// the guest gives it, and so has fio's.
-const ENGINES: [(&str, &str, u32); 2] = [("sync", "psync", 1), ("io_uring", "io_uring", DEPTH)];
+/// How the file is read and written.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    /// mvm's engine.
+    engine: &'static str,
+    /// fio's that makes the same system calls.
+    fio: &'static str,
+    /// How many requests are under way at most, whatever the guest gives, and so how many buffers are in use.
+    most: u32,
+    /// Around the page cache.
+    direct: bool,
+}
+
+impl Way {
+    const ALL: [Self; 4] = [
+        Self::new("sync", "psync", 1, false),
+        Self::new("io_uring", "io_uring", DEPTH, false),
+        Self::new("sync", "psync", 1, true),
+        Self::new("io_uring", "io_uring", DEPTH, true),
+    ];
+
+    const fn new(engine: &'static str, fio: &'static str, most: u32, direct: bool) -> Self {
+        Self {
+            engine,
+            fio,
+            most,
+            direct,
+        }
+    }
+
+    /// mvm's word for whether the page cache is used.
+    fn cache(self) -> &'static str {
+        if self.direct { "none" } else { "writeback" }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direct = if self.direct { ", cache=none" } else { "" };
+        write!(f, "{}{direct}", self.engine)
+    }
+}
 
 impl Pattern {
     const fn new(
@@ -63,7 +103,7 @@ impl Pattern {
     }
 }
 
-/// Measures each pattern with each engine; nothing where there is no fio.
+/// Measures each pattern in each way; nothing where there is no fio.
 pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     if let Err(error) = debian::require(&[Program("fio", "fio")]) {
         println!("block: not measured: {error:#}");
@@ -73,15 +113,15 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     let file = tools.directory.join("block.img");
     fs::write(&file, vec![0xa5; usize::try_from(LEN)?])?;
     let mut cases = Vec::new();
-    for engine in ENGINES {
-        // Also so that the count of requests is known.
-        if let Err(error) = fio(&file, PATTERNS[0], engine.1, 1) {
-            println!("block with {}: not measured: {error:#}", engine.0);
+    for way in Way::ALL {
+        // A host may have no io_uring, a file system no O_DIRECT.
+        if let Err(error) = fio(&file, PATTERNS[0], way, 1) {
+            println!("block with {way}: not measured: {error:#}");
             continue;
         }
         for pattern in PATTERNS {
             for depth in [DEPTH, 1] {
-                cases.push(case(tools, &file, pattern, engine, depth)?);
+                cases.push(case(tools, &file, pattern, way, depth)?);
                 // What was written goes to the disk now, and not during another measurement.
                 fs::File::open(&file)?.sync_all()?;
             }
@@ -91,19 +131,13 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn case(
-    tools: &Tools,
-    file: &Path,
-    pattern: Pattern,
-    (engine, fio_engine, most): (&str, &str, u32),
-    depth: u32,
-) -> Result<Case> {
-    let rate = fio(file, pattern, fio_engine, depth.min(most))?;
+fn case(tools: &Tools, file: &Path, pattern: Pattern, way: Way, depth: u32) -> Result<Case> {
+    let rate = fio(file, pattern, way, depth)?;
     let requests = count(rate * SECONDS).max(u64::from(depth) * 16);
     let (mvm, fio) = by_turns(
         tools.samples.min(7),
-        || mvm(tools, file, pattern, engine, (depth, requests)),
-        || fio(file, pattern, fio_engine, depth.min(most)),
+        || mvm(tools, file, pattern, way, (depth, requests)),
+        || fio(file, pattern, way, depth),
     )?;
     let (unit, goal, of): (_, _, fn(f64, u32) -> f64) = match (depth, pattern.random) {
         (1, _) => ("us each", Goal::Added(15.0), |rate, _| 1e6 / rate),
@@ -114,7 +148,7 @@ fn case(
     };
     let samples = |rates: Vec<f64>| rates.iter().map(|rate| of(*rate, pattern.size)).collect();
     Ok(Case {
-        name: format!("{}, {engine}, depth {depth}", pattern.name),
+        name: format!("{}, {way}, depth {depth}", pattern.name),
         unit,
         mvm: samples(mvm),
         beside: Some(("fio", samples(fio))),
@@ -127,22 +161,28 @@ fn mvm(
     tools: &Tools,
     file: &Path,
     pattern: Pattern,
-    engine: &str,
+    way: Way,
     (depth, requests): (u32, u64),
 ) -> Result<f64> {
     let mut command = tools.mvm("block");
     command
         .arg("--disk")
-        .arg(format!("{},engine={engine}", file.display()))
+        .arg(format!(
+            "{},engine={},cache={}",
+            file.display(),
+            way.engine,
+            way.cache()
+        ))
         .arg("--cmdline")
         .arg(format!(
-            "write={} random={} size={} depth={depth} count={requests} blocks={} seed={requests}",
+            "write={} random={} size={} depth={depth} buffers={} count={requests} blocks={} seed={requests}",
             u8::from(pattern.write),
             u8::from(pattern.random),
             pattern.size,
+            depth.min(way.most),
             LEN / u64::from(pattern.size),
         ));
-    warm(file)?;
+    warm(file, way)?;
     let mut process = Timed::spawn(command)?;
     let first = process.wait_for(b'<')?;
     let last = process.wait_for(b'>')?;
@@ -151,19 +191,21 @@ fn mvm(
 }
 
 /// Requests a second of fio's, which looks at no clock meanwhile.
-fn fio(file: &Path, pattern: Pattern, engine: &str, depth: u32) -> Result<f64> {
+fn fio(file: &Path, pattern: Pattern, way: Way, depth: u32) -> Result<f64> {
     let mut command = Command::new("fio");
     command
-        .args(["--name=bench", "--allow_file_create=0", "--invalidate=0"])
+        .args(["--name=bench", "--allow_file_create=0"])
         .args(["--thread", "--norandommap", "--gtod_reduce=1"])
         .args(["--time_based", "--output-format=json"])
         .arg(format!("--runtime={}ms", SECONDS * 1e3))
         .arg(format!("--filename={}", escaped(file)))
         .arg(format!("--rw={}", pattern.rw))
         .arg(format!("--bs={}", pattern.size))
-        .arg(format!("--ioengine={engine}"))
-        .arg(format!("--iodepth={depth}"));
-    warm(file)?;
+        .arg(format!("--direct={}", u8::from(way.direct)))
+        .arg(format!("--invalidate={}", u8::from(way.direct)))
+        .arg(format!("--ioengine={}", way.fio))
+        .arg(format!("--iodepth={}", depth.min(way.most)));
+    warm(file, way)?;
     let output = command.output().context("fio")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -172,9 +214,11 @@ fn fio(file: &Path, pattern: Pattern, engine: &str, depth: u32) -> Result<f64> {
     rate_of(&String::from_utf8_lossy(&output.stdout), pattern.write)
 }
 
-/// Sees to it that the file is in the page cache: a host may take what is cold out of it.
-fn warm(file: &Path) -> Result<()> {
-    std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
+/// Sees to it that the file is in the page cache, where that is used: a host may take what is cold out of it.
+fn warm(file: &Path, way: Way) -> Result<()> {
+    if !way.direct {
+        std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
+    }
     Ok(())
 }
 
