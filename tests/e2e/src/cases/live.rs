@@ -20,6 +20,7 @@ use crate::vm::{Mvm, Vm, until};
 tests! { "live":
     LONG disks_and_pause,
     LONG no_space,
+    LONG broken,
 }
 
 const MIB: u64 = 1 << 20;
@@ -216,6 +217,13 @@ fn host(program: &str, args: &[&OsStr]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
+/// A loop device of a file.
+fn loop_device(file: &Path) -> Result<String> {
+    let device = host("losetup", &["-f".as_ref()])?;
+    host("losetup", &[device.as_ref(), file.as_ref()])?;
+    Ok(device)
+}
+
 impl Small {
     /// A copy of the guests' root file system, with `free` bytes free.
     fn mount(context: &Context, free: u64) -> Result<Self> {
@@ -228,8 +236,7 @@ impl Small {
             return Err(Skip("only root can mount a file system".to_owned()).into());
         }
         // Not by `mount -o loop`: some kernels mount no device that somebody has open for writing, as it has.
-        let device = host("losetup", &["-f".as_ref()])?;
-        host("losetup", &[device.as_ref(), small.as_ref()])?;
+        let device = loop_device(&small)?;
         let small = Self { device, place };
         let (device, place) = (small.device.as_ref(), small.place.as_ref());
         host("mount", &["-t".as_ref(), "ext4".as_ref(), device, place])?;
@@ -324,6 +331,133 @@ fn no_space(context: &Context) -> Result<()> {
         fs::read(&stop)? == fs::read(&data)?,
         "the host has other data"
     );
+    guest.vm.type_in("end\n")?;
+    guest.vm.exits_with(0)?;
+    Ok(())
+}
+
+/// A block device of 4 MiB on the host, 32 KiB of which in its middle cannot be read or written until it is
+/// mended. Taken down in the end.
+struct Broken {
+    name: String,
+    device: String,
+}
+
+impl Broken {
+    const BAD: u64 = 2 * MIB / 512;
+
+    fn make(context: &Context, name: &str) -> Result<Self> {
+        if !Path::new("/dev/mapper/control").exists() {
+            return Err(Skip("this kernel has no device mapper".to_owned()).into());
+        }
+        let image = context.path(name);
+        fs::write(&image, noise(4 * MIB))?;
+        let broken = Self {
+            name: format!("mvm-{name}-{}", std::process::id()),
+            device: loop_device(&image)?,
+        };
+        let (all, bad) = (4 * MIB / 512, Self::BAD);
+        let after = bad + 64;
+        broken.map(&format!(
+            "0 {bad} linear {device} 0\n{bad} 64 error\n{after} {} linear {device} {after}\n",
+            all - after,
+            device = broken.device,
+        ))?;
+        Ok(broken)
+    }
+
+    /// Has the device mapper make what `table` says of it, now or in the place of what there is.
+    fn map(&self, table: &str) -> Result<()> {
+        let script = "table=$(printf \"$2\"); quiet='--noudevsync --noudevrules'
+            if dmsetup info $1 >/dev/null 2>&1; then
+                echo \"$table\" | dmsetup load $1 && dmsetup resume $quiet $1
+            else
+                echo \"$table\" | dmsetup create $quiet $1
+            fi";
+        let words = ["-c", script, "sh", &self.name, table];
+        host("sh", &words.map(AsRef::as_ref))?;
+        Ok(())
+    }
+
+    fn mend(&self) -> Result<()> {
+        self.map(&format!("0 {} linear {} 0\n", 4 * MIB / 512, self.device))
+    }
+
+    /// Its name among the devices.
+    fn node(&self) -> Result<String> {
+        let words = ["info", "-c", "--noheadings", "-o", "blkdevname", &self.name];
+        host("dmsetup", &words.map(AsRef::as_ref))
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let remove = ["remove", "--noudevsync", "--noudevrules", &self.name];
+        let _ = host("dmsetup", &remove.map(AsRef::as_ref));
+        let _ = host("losetup", &["-d".as_ref(), self.device.as_ref()]);
+    }
+}
+
+/// Where the host's own disk is broken, the request that needs it fails and no other, or the VM waits until it
+/// is mended; and what a failed flush has lost is not said to be there later.
+fn broken(context: &Context) -> Result<()> {
+    let (report, stop) = (
+        Broken::make(context, "report")?,
+        Broken::make(context, "stop")?,
+    );
+    let (report_node, stop_node) = (report.node()?, stop.node()?);
+    let dev = Path::new("/dev");
+    let mut guest = Guest::boot(context, |mvm| {
+        mvm.disk(&dev.join(&report_node), "")
+            .disk(&dev.join(&stop_node), ",cache=none,on-error=stop")
+    })?;
+    let dd = |of: &str, block: u64, how: &str| {
+        format!(
+            "dd if=/dev/urandom of=/dev/{of} bs=32k count=1 seek={block} oflag=direct {how} 2>&1"
+        )
+    };
+    let fails = |guest: &mut Guest<'_>, command: &str| -> Result<()> {
+        let run = guest.begin(command)?;
+        let (said, status) = guest.end_of(run)?;
+        ensure!(
+            status != "0" && said.contains("Input/output error"),
+            "'{command}': {said}"
+        );
+        Ok(())
+    };
+    let bad = Broken::BAD / 64;
+    let read = |block: u64| {
+        format!("dd if=/dev/vdb of=/dev/null bs=32k count=1 skip={block} iflag=direct 2>&1")
+    };
+    fails(&mut guest, &read(bad))?;
+    guest.vm.wait_for(&format!(
+        "disk {}: read failed: Input/output error",
+        report_node
+    ))?;
+    guest.run(&read(bad - 1))?;
+    guest.run(&read(bad + 1))?;
+    guest.run(&dd("vdb", bad - 1, "conv=fsync,notrunc"))?;
+    // The page cache takes it; that it is lost is found at the flush, and stays so.
+    fails(&mut guest, &dd("vdb", bad, "conv=fsync,notrunc"))?;
+    fails(&mut guest, &dd("vdb", bad - 1, "conv=fsync,notrunc"))?;
+    ensure!(guest.ctl("status")?.starts_with("state: Running\n"));
+
+    let run = guest.begin(
+        "dd if=/dev/urandom of=/tmp/data bs=32k count=8 2>/dev/null; \
+         dd if=/tmp/data of=/dev/vdc bs=32k seek=60 oflag=direct conv=fsync,notrunc 2>&1",
+    )?;
+    let trouble = format!("disk {}: write failed: Input/output error", stop_node);
+    let stopped = |guest: &Guest<'_>| -> Result<bool> {
+        let said = guest.ctl("status")?;
+        Ok(said.starts_with("state: Paused\n") && said.contains(&trouble))
+    };
+    until(context.deadline, "stop", || stopped(&guest))?;
+    stop.mend()?;
+    guest.ctl("resume")?;
+    let (said, status) = guest.end_of(run)?;
+    ensure!(status == "0", "{said}");
+    guest
+        .run("dd if=/dev/vdc bs=32k skip=60 count=8 iflag=direct 2>/dev/null | cmp - /tmp/data")?;
     guest.vm.type_in("end\n")?;
     guest.vm.exits_with(0)?;
     Ok(())

@@ -15,13 +15,14 @@ use crate::debian::{self, Program};
 use crate::guest::{Guests, Tiny};
 use crate::workspace;
 
-/// What a host has beside busybox: the helper of `--net user`, what the README's networks are made with, and what
-/// disk images are.
-pub const TOOLS: [Program; 4] = [
+/// What a host has beside busybox: the helper of `--net user`, what the README's networks are made with, what disk
+/// images are, and what breaks disks.
+pub const TOOLS: [Program; 5] = [
     Program("passt", "passt"),
     Program("ip", "iproute2"),
     Program("nft", "nftables"),
     Program("qemu-img", "qemu-utils"),
+    Program("dmsetup", "dmsetup"),
 ];
 
 /// A file that the lab gets: where it is there, and here.
