@@ -2,6 +2,7 @@
 //! descriptor chains.
 
 mod chain;
+mod linger;
 mod queue_io;
 mod session;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod thread;
 mod used;
 
 pub use chain::Chain;
+pub use linger::Linger;
 pub use queue_io::{MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};
 #[cfg(any(test, feature = "testing"))]
