@@ -6,6 +6,7 @@
 
 mod cases;
 mod context;
+mod host;
 mod lan;
 mod pty;
 mod runner;

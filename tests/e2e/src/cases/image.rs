@@ -5,9 +5,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -16,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::tests;
 use crate::context::{Context, Kernel, Skip};
+use crate::host::{Loop, host};
 
 tests! { "image":
     LONG qcow2_root_killed_and_found_again,
@@ -27,15 +25,6 @@ tests! { "image":
 }
 
 const MIB: u64 = 1 << 20;
-
-/// Runs a program of the host's; what it printed.
-fn host<I: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = I>) -> Result<String> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.with_context(|| program.to_owned())?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    ensure!(output.status.success(), "{program}: {said}");
-    Ok(said)
-}
 
 /// Runs qemu-img with words, and then a path.
 pub fn qemu_img(words: &str, path: &Path) -> Result<String> {
@@ -233,32 +222,6 @@ fn squashfs_root(context: &Context) -> Result<()> {
 
 fn erofs_root(context: &Context) -> Result<()> {
     compressed_root(context, "rootfs.erofs")
-}
-
-/// A loop device of the host's. Dropped, it is let go.
-struct Loop(String);
-
-impl Loop {
-    fn over(file: &Path) -> Result<Self> {
-        // Whoever else is at it may take the one that was free a moment ago.
-        for _ in 0..20 {
-            let Ok(free) = host("losetup", ["-f"]) else {
-                return Err(Skip("this host has no loop devices".to_owned()).into());
-            };
-            let device = free.trim().to_owned();
-            if host("losetup", [OsStr::new(&device), file.as_os_str()]).is_ok() {
-                return Ok(Self(device));
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        Err(Skip("this host lends no loop device".to_owned()).into())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = host("losetup", ["-d", &self.0]);
-    }
 }
 
 /// A disk of each kind is filled and discarded: on the host nothing of it is left, and the guest reads zeroes.

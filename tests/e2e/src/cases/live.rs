@@ -6,15 +6,16 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use probe::talk;
 use rustix::process::Signal;
 
 use super::tests;
 use crate::context::{Context, Kernel, Skip};
+use crate::host::{Loop, host};
 use crate::vm::{Mvm, Vm, until};
 
 tests! { "live":
@@ -206,22 +207,9 @@ fn paused(guest: &mut Guest<'_>) -> Result<()> {
 
 /// A small file system on the host, unmounted in the end.
 struct Small {
-    device: String,
     place: PathBuf,
-}
-
-/// Runs a program of the host's; what it says.
-fn host(program: &str, args: &[&OsStr]) -> Result<String> {
-    let output = Command::new(program).args(args).output()?;
-    ensure!(output.status.success(), "{program}: {output:?}");
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-}
-
-/// A loop device of a file.
-fn loop_device(file: &Path) -> Result<String> {
-    let device = host("losetup", &["-f".as_ref()])?;
-    host("losetup", &[device.as_ref(), file.as_ref()])?;
-    Ok(device)
+    /// Let go after it has been unmounted.
+    _device: Loop,
 }
 
 impl Small {
@@ -236,10 +224,13 @@ impl Small {
             return Err(Skip("only root can mount a file system".to_owned()).into());
         }
         // Not by `mount -o loop`: some kernels mount no device that somebody has open for writing, as it has.
-        let device = loop_device(&small)?;
-        let small = Self { device, place };
-        let (device, place) = (small.device.as_ref(), small.place.as_ref());
-        host("mount", &["-t".as_ref(), "ext4".as_ref(), device, place])?;
+        let device = Loop::over(&small)?;
+        let mount = ["-t", "ext4", &device.0].map(OsStr::new);
+        host("mount", mount.into_iter().chain([place.as_os_str()]))?;
+        let small = Self {
+            place,
+            _device: device,
+        };
         // What is left for root is enough.
         let left = rustix::fs::statvfs(&small.place)?;
         let left = left.f_bfree * left.f_frsize;
@@ -256,22 +247,15 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = host("umount", &[self.place.as_ref()]);
-        let _ = host("losetup", &["-d".as_ref(), self.device.as_ref()]);
+        let _ = host("umount", [&self.place]);
     }
 }
 
 /// Bytes that are not alike.
-fn noise(len: u64) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    (0..len / 8)
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        })
-        .collect()
+fn noise(len: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(len)?];
+    talk::noise(&mut 0x9e37_79b9_7f4a_7c15, &mut bytes);
+    Ok(bytes)
 }
 
 fn sparse(path: &Path, bytes: u64) -> Result<()> {
@@ -285,7 +269,7 @@ fn no_space(context: &Context) -> Result<()> {
     sparse(&report, 4 * MIB)?;
     sparse(&stop, 4 * MIB)?;
     let data = context.path("data.img");
-    fs::write(&data, noise(4 * MIB))?;
+    fs::write(&data, noise(4 * MIB)?)?;
     let mut guest = Guest::boot(context, |mvm| {
         mvm.disk(&data, ",ro")
             .disk(&report, ",on-error=report")
@@ -340,7 +324,8 @@ fn no_space(context: &Context) -> Result<()> {
 /// mended. Taken down in the end.
 struct Broken {
     name: String,
-    device: String,
+    /// Let go after what stands on it.
+    device: Loop,
 }
 
 impl Broken {
@@ -351,50 +336,45 @@ impl Broken {
             return Err(Skip("this kernel has no device mapper".to_owned()).into());
         }
         let image = context.path(name);
-        fs::write(&image, noise(4 * MIB))?;
+        fs::write(&image, noise(4 * MIB)?)?;
         let broken = Self {
             name: format!("mvm-{name}-{}", std::process::id()),
-            device: loop_device(&image)?,
+            device: Loop::over(&image)?,
         };
-        let (all, bad) = (4 * MIB / 512, Self::BAD);
-        let after = bad + 64;
-        broken.map(&format!(
-            "0 {bad} linear {device} 0\n{bad} 64 error\n{after} {} linear {device} {after}\n",
-            all - after,
-            device = broken.device,
+        let (device, bad) = (&broken.device.0, Self::BAD);
+        let (after, all) = (bad + 64, 4 * MIB / 512);
+        let rest = all - after;
+        broken.dmsetup(&format!(
+            "printf '0 {bad} linear {device} 0\\n{bad} 64 error\\n{after} {rest} linear {device} {after}\\n' | \
+             dmsetup create --noudevsync --noudevrules $0"
         ))?;
         Ok(broken)
     }
 
-    /// Has the device mapper make what `table` says of it, now or in the place of what there is.
-    fn map(&self, table: &str) -> Result<()> {
-        let script = "table=$(printf \"$2\"); quiet='--noudevsync --noudevrules'
-            if dmsetup info $1 >/dev/null 2>&1; then
-                echo \"$table\" | dmsetup load $1 && dmsetup resume $quiet $1
-            else
-                echo \"$table\" | dmsetup create $quiet $1
-            fi";
-        let words = ["-c", script, "sh", &self.name, table];
-        host("sh", &words.map(AsRef::as_ref))?;
-        Ok(())
+    /// Has the device mapper do something to it: a line of shell, to which it is `$0`.
+    fn dmsetup(&self, line: &str) -> Result<String> {
+        let said = host("sh", ["-c", line, &self.name])?;
+        Ok(said.trim().to_owned())
     }
 
     fn mend(&self) -> Result<()> {
-        self.map(&format!("0 {} linear {} 0\n", 4 * MIB / 512, self.device))
+        let (device, all) = (&self.device.0, 4 * MIB / 512);
+        self.dmsetup(&format!(
+            "echo 0 {all} linear {device} 0 | dmsetup load $0 && \
+             dmsetup resume --noudevsync --noudevrules $0"
+        ))?;
+        Ok(())
     }
 
     /// Its name among the devices.
     fn node(&self) -> Result<String> {
-        let words = ["info", "-c", "--noheadings", "-o", "blkdevname", &self.name];
-        host("dmsetup", &words.map(AsRef::as_ref))
+        self.dmsetup("dmsetup info -c --noheadings -o blkdevname $0")
     }
 }
 
 impl Drop for Broken {
     fn drop(&mut self) {
-        let remove = ["remove", "--noudevsync", "--noudevrules", &self.name];
-        let _ = host("dmsetup", &remove.map(AsRef::as_ref));
-        let _ = host("losetup", &["-d".as_ref(), self.device.as_ref()]);
+        let _ = self.dmsetup("dmsetup remove --noudevsync --noudevrules $0");
     }
 }
 
@@ -411,9 +391,9 @@ fn broken(context: &Context) -> Result<()> {
         mvm.disk(&dev.join(&report_node), "")
             .disk(&dev.join(&stop_node), ",cache=none,on-error=stop")
     })?;
-    let dd = |of: &str, block: u64, how: &str| {
+    let write = |block: u64| {
         format!(
-            "dd if=/dev/urandom of=/dev/{of} bs=32k count=1 seek={block} oflag=direct {how} 2>&1"
+            "dd if=/dev/urandom of=/dev/vdb bs=32k count=1 seek={block} oflag=direct conv=fsync,notrunc 2>&1"
         )
     };
     let fails = |guest: &mut Guest<'_>, command: &str| -> Result<()> {
@@ -431,22 +411,21 @@ fn broken(context: &Context) -> Result<()> {
     };
     fails(&mut guest, &read(bad))?;
     guest.vm.wait_for(&format!(
-        "disk {}: read failed: Input/output error",
-        report_node
+        "disk {report_node}: read failed: Input/output error"
     ))?;
     guest.run(&read(bad - 1))?;
     guest.run(&read(bad + 1))?;
-    guest.run(&dd("vdb", bad - 1, "conv=fsync,notrunc"))?;
+    guest.run(&write(bad - 1))?;
     // The page cache takes it; that it is lost is found at the flush, and stays so.
-    fails(&mut guest, &dd("vdb", bad, "conv=fsync,notrunc"))?;
-    fails(&mut guest, &dd("vdb", bad - 1, "conv=fsync,notrunc"))?;
+    fails(&mut guest, &write(bad))?;
+    fails(&mut guest, &write(bad - 1))?;
     ensure!(guest.ctl("status")?.starts_with("state: Running\n"));
 
     let run = guest.begin(
         "dd if=/dev/urandom of=/tmp/data bs=32k count=8 2>/dev/null; \
          dd if=/tmp/data of=/dev/vdc bs=32k seek=60 oflag=direct conv=fsync,notrunc 2>&1",
     )?;
-    let trouble = format!("disk {}: write failed: Input/output error", stop_node);
+    let trouble = format!("disk {stop_node}: write failed: Input/output error");
     let stopped = |guest: &Guest<'_>| -> Result<bool> {
         let said = guest.ctl("status")?;
         Ok(said.starts_with("state: Paused\n") && said.contains(&trouble))
