@@ -6,7 +6,8 @@
 //! The way of a boot, in the order in which a VMM calls it:
 //!
 //! 1. [`x86_64::memory::ram_regions`] says where RAM of a given size lies; the VMM maps it.
-//! 2. [`kernel::load`] tells the kernel's kind and puts it, the initrd and the command line in place.
+//! 2. [`kernel::check`] tells the kernel's kind and whether it, the initrd and the command line fit, and
+//!    [`kernel::Checked::load`] puts them in place.
 //! 3. [`x86_64::boot::configure`] writes what the boot protocol hands over: zero page or PVH start
 //!    info, GDT, page tables, and the ACPI tables made from a [`board::Board`].
 //! 4. [`x86_64::cpuid`], [`x86_64::msr`] and [`x86_64::regs`] give each vCPU its first state.

@@ -190,19 +190,6 @@ impl Checked<'_> {
     }
 }
 
-/// Checks and loads at once.
-///
-/// # Errors
-/// Those of [`check`] and of [`Checked::load`].
-pub fn load<'a>(
-    memory: &GuestMemoryMmap<()>,
-    kernel: &'a mut File,
-    initrd: impl Into<Initrd<'a>>,
-    cmdline: &'a str,
-) -> Result<Loaded, KernelError> {
-    check(memory, kernel, initrd, cmdline)?.load(memory)
-}
-
 /// Whether a file is a Linux kernel that could be loaded. Reads headers only.
 #[must_use]
 pub fn is_linux(kernel: &mut File) -> bool {

@@ -1,6 +1,6 @@
 //! What the boot protocol hands over, written into guest memory once, before the first instruction.
 //!
-//! Called by the thread that builds the VM, after [`crate::kernel::load`]. Guest memory is fresh: what
+//! Called by the thread that builds the VM, after [`crate::kernel::Checked::load`]. Guest memory is fresh: what
 //! is not written is zero. Each page that is touched costs a fault, so few are.
 
 use thiserror::Error;

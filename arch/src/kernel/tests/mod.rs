@@ -11,7 +11,7 @@ use std::io::Write;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::image::{Elf, Segment, vmlinux};
-use super::{KernelError, Loaded, check, is_linux, load};
+use super::{Initrd, KernelError, Loaded, check, is_linux};
 use crate::x86_64::memory::ram_regions;
 
 const MIB: u64 = 1 << 20;
@@ -24,6 +24,16 @@ fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
+}
+
+/// Checks and loads.
+fn load<'a>(
+    memory: &GuestMemoryMmap<()>,
+    kernel: &'a mut File,
+    initrd: impl Into<Initrd<'a>>,
+    cmdline: &'a str,
+) -> Result<Loaded, KernelError> {
+    check(memory, kernel, initrd, cmdline)?.load(memory)
 }
 
 /// Loads a kernel without initrd into 64 MiB.

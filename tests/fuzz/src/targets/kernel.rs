@@ -6,7 +6,7 @@ use std::io::{Seek, Write};
 
 use arch::board::Board;
 use arch::kernel::image::{Bz, Elf, Segment, note, pvh_note, vmlinux};
-use arch::kernel::{Entry, KernelError, Loaded, load};
+use arch::kernel::{self, Entry, KernelError, Loaded};
 use arch::x86_64::{boot, memory::ram_regions};
 use vm_memory::GuestMemoryMmap;
 
@@ -44,7 +44,7 @@ impl Target for Kernel {
             write(kernel_file, kernel);
             write(initrd_file, &initrd);
             let initrd = (*len > 0).then_some(initrd_file);
-            load(&memory, kernel_file, initrd, "console=ttyS0")
+            kernel::check(&memory, kernel_file, initrd, "console=ttyS0")?.load(&memory)
         });
         match loaded {
             Ok(loaded) => check(&memory, &loaded),
