@@ -153,7 +153,7 @@ impl Worker {
 
     /// Looks at the queue again, if the driver has all answers and may be back soon.
     fn linger_if_idle(&mut self, io: &mut QueueIo<'_>) {
-        if !self.table.is_busy() && self.linger.stays(Instant::now()) {
+        if !self.table.is_busy() && self.linger.stays(self.table.now) {
             io.come_again(self.latest);
         }
     }
