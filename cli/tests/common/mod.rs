@@ -20,7 +20,7 @@ mod guest;
 pub use guest::*;
 
 /// Longer than anything here takes, shorter than anyone's patience.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The binary under test, with nothing on its standard input and no say of the environment.
 pub fn mvm() -> Command {

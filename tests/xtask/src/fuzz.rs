@@ -69,11 +69,6 @@ pub fn fuzz(options: &Options) -> Result<bool> {
     }
 }
 
-/// Builds the targets.
-pub fn build(asan: bool) -> Result<()> {
-    Build::new(asan).map(drop)
-}
-
 /// Fuzzes each target for so many seconds, which begins from its seeds; for each, what was found, in some lines.
 pub fn all(seconds: u32, asan: bool) -> Result<Vec<Option<Vec<String>>>> {
     let build = Build::new(asan)?;

@@ -72,7 +72,8 @@ pub fn suite(options: &Options) -> Result<bool> {
     if !options.e2e {
         // Unit tests compare with these, and do less where they are missing.
         debian::require(&COMPARED_WITH)?;
-        well &= unit_tests(&mut count)?;
+        let mut cargo = workspace::cargo_command(&["test", "--workspace", "--no-fail-fast"]);
+        well &= counted(&mut cargo, &mut count)?;
         for target in fuzz::all(FUZZ_SECONDS, false)? {
             match target {
                 None => count.passed += 1,
@@ -95,22 +96,6 @@ pub fn suite(options: &Options) -> Result<bool> {
     );
     // A binary that died before it could count is a failure too.
     Ok(well && count.failed == 0)
-}
-
-/// Runs cargo's tests, and builds meanwhile what is run after them: it takes as long, and either leaves CPUs idle in
-/// places.
-fn unit_tests(count: &mut Count) -> Result<bool> {
-    thread::scope(|scope| {
-        let builds = scope.spawn(|| {
-            workspace::release("mvm")?;
-            fuzz::build(false)
-        });
-        let mut cargo = workspace::cargo_command(&["test", "--workspace", "--no-fail-fast"]);
-        let well = counted(&mut cargo, count);
-        let built = builds.join();
-        built.map_err(|_| anyhow::anyhow!("a thread panicked"))??;
-        well
-    })
 }
 
 fn end_to_end(filter: &[String], library_too: bool, count: &mut Count) -> Result<bool> {

@@ -22,7 +22,7 @@ use crate::events::{self, EventKind};
 mod polite;
 mod socket;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 type Loop = EventManager<Box<dyn MutEventSubscriber + Send>>;
 
@@ -111,7 +111,7 @@ fn read(from: &mut (impl Read + AsFd), len: usize) -> Vec<u8> {
             rustix::event::PollFlags::IN,
         )];
         let limit = rustix::event::Timespec {
-            tv_sec: 5,
+            tv_sec: SOON.as_secs() as i64,
             tv_nsec: 0,
         };
         assert_eq!(rustix::event::poll(&mut polled, Some(&limit)), Ok(1));

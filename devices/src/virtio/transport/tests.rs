@@ -36,7 +36,7 @@ fn io_thread() -> IoThread {
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "no {what} within the deadline");
         yield_now();
@@ -390,12 +390,12 @@ fn each_lane_has_its_queues_on_a_thread_of_its_own() {
     }
     machine.set(STATUS, DRIVER_OK);
     for _ in 0..2 {
-        let (_, token) = seen.recv_timeout(Duration::from_secs(20)).unwrap();
+        let (_, token) = seen.recv_timeout(Duration::from_secs(60)).unwrap();
         assert_eq!(token.as_deref(), Some("7"));
     }
     for (queue, thread) in [(0, "one"), (1, "two"), (0, "one")] {
         machine.set(QUEUE_NOTIFY, queue);
-        let (seen_queue, name) = seen.recv_timeout(Duration::from_secs(20)).unwrap();
+        let (seen_queue, name) = seen.recv_timeout(Duration::from_secs(60)).unwrap();
         assert_eq!(u32::from(seen_queue.0), queue);
         assert_eq!(name.as_deref(), Some(thread));
     }

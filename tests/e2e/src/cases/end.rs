@@ -116,14 +116,8 @@ fn second_sigterm(context: &Context) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     ensure!(vm.is_running()?, "the first SIGTERM ended the VM");
     vm.signal(Signal::TERM)?;
-    let start = Instant::now();
-    vm.exits_with(143)?;
-    ensure!(
-        start.elapsed() < Duration::from_secs(10),
-        "it took {:?} to end",
-        start.elapsed()
-    );
-    Ok(())
+    // Nothing else ends it.
+    vm.exits_with(143).map(drop)
 }
 
 fn sighup(context: &Context) -> Result<()> {

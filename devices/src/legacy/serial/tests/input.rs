@@ -13,7 +13,7 @@ use super::*;
 use crate::console::{DescriptorInput, InputFilter, InputQueue};
 
 /// Longest that a test waits for something that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn pipe() -> (OwnedFd, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
