@@ -3,9 +3,11 @@
 
 mod discard;
 mod huge;
+mod stretch;
 
 pub use discard::discard;
 pub use huge::ask_for_huge_pages;
+pub(crate) use stretch::{Stretch, slice};
 pub use vm_memory::GuestAddress;
 
 /// Guest physical memory as every device sees it: cheap to clone, all clones share the mappings.

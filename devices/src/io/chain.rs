@@ -3,13 +3,17 @@
 //! `virtio_queue` has an iterator for this, which looks up the memory region for each access; that was a third of what
 //! a small request cost. Here each table and each buffer is looked up once.
 
+use smallvec::SmallVec;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestMemoryBackend, VolatileMemory};
+use vm_memory::{Address, GuestMemoryBackend};
 
-use crate::mem::{GuestAddress, GuestMemory, GuestSlice};
+use crate::mem::{GuestAddress, GuestMemory, GuestSlice, Stretch, slice};
 
 /// Bytes of `struct virtq_desc`.
 const DESCRIPTOR: usize = 16;
+
+/// The buffers of one side of a chain. Most chains have one or two, which need no allocation.
+pub type Buffers<'m> = SmallVec<[GuestSlice<'m>; 2]>;
 
 /// One request of the driver: buffers to read from, then buffers to write to.
 #[derive(Debug)]
@@ -17,34 +21,29 @@ pub struct Chain<'m> {
     /// Index of the first descriptor: the chain's name in the used ring.
     pub head: u16,
     /// Device-readable buffers, in order.
-    pub readable: Vec<GuestSlice<'m>>,
+    pub readable: Buffers<'m>,
     /// Device-writable buffers, in order.
-    pub writable: Vec<GuestSlice<'m>>,
+    pub writable: Buffers<'m>,
     /// Where the last device-writable byte is, for devices that put a status there: an address can wait
     /// for a completion that comes after the event, a slice cannot.
     pub last_writable: Option<GuestAddress>,
 }
 
 /// A table of descriptors: the queue's own, or an indirect one.
-struct Table<'m> {
-    memory: &'m GuestMemory,
-    start: GuestAddress,
-    /// All of it, unless it straddles two memory regions.
-    bytes: Option<GuestSlice<'m>>,
+#[derive(Debug)]
+pub(super) struct Table<'m> {
+    bytes: Stretch<'m>,
     len: u16,
-    indirect: bool,
 }
 
 const UNFINISHED: &str = "a loop, a link that leads out of the table, or more than 4 GiB";
 
 impl<'m> Table<'m> {
-    fn new(memory: &'m GuestMemory, start: GuestAddress, len: u16, indirect: bool) -> Self {
+    /// The `len` descriptors at `start`.
+    pub(super) fn new(memory: &'m GuestMemory, start: GuestAddress, len: u16) -> Self {
         Self {
-            memory,
-            start,
-            bytes: slice(memory, start, usize::from(len) * DESCRIPTOR),
+            bytes: Stretch::new(memory, start, usize::from(len) * DESCRIPTOR),
             len,
-            indirect,
         }
     }
 
@@ -56,35 +55,22 @@ impl<'m> Table<'m> {
         }
         let len = u16::try_from(bytes / DESCRIPTOR)
             .map_err(|_| "an indirect table longer than any chain")?;
-        Ok(Self::new(memory, by.addr(), len, true))
+        Ok(Self::new(memory, by.addr(), len))
     }
 
-    /// Read once: the driver may change it at any time.
     fn get(&self, index: u16) -> Option<Descriptor> {
         if index >= self.len {
             return None;
         }
-        let at = usize::from(index) * DESCRIPTOR;
-        match &self.bytes {
-            Some(bytes) => Some(bytes.get_ref(at).ok()?.load()),
-            None => {
-                let at = self.start.checked_add(at as u64)?;
-                self.memory.read_obj(at).ok()
-            }
-        }
+        self.bytes.get(usize::from(index) * DESCRIPTOR).ok()
     }
-}
-
-/// A run of memory that is in one piece.
-fn slice(memory: &GuestMemory, start: GuestAddress, len: usize) -> Option<GuestSlice<'_>> {
-    GuestMemoryBackend::get_slice(memory, start, len).ok()
 }
 
 /// Puts a descriptor's buffer into `side`.
 fn push<'m>(
     memory: &'m GuestMemory,
     descriptor: Descriptor,
-    side: &mut Vec<GuestSlice<'m>>,
+    side: &mut Buffers<'m>,
 ) -> Result<(), &'static str> {
     let len = usize::try_from(descriptor.len()).map_err(|_| "a buffer is too long")?;
     if len == 0 {
@@ -101,36 +87,37 @@ fn push<'m>(
     Ok(())
 }
 
-/// The chain that begins at `head` of the table of `size` descriptors at `start`, and how many bytes it has.
+/// The chain that begins at `head` of `table`, and how many bytes it has.
 ///
 /// # Errors
 /// What is wrong with it: it is nothing that a driver may make.
-pub(super) fn walk(
-    memory: &GuestMemory,
-    (start, size): (u64, u16),
+pub(super) fn walk<'m>(
+    memory: &'m GuestMemory,
+    table: &Table<'m>,
     head: u16,
     longest: u16,
-) -> Result<(Chain<'_>, u64), &'static str> {
+) -> Result<(Chain<'m>, u64), &'static str> {
     let mut chain = Chain {
         head,
-        readable: Vec::new(),
-        writable: Vec::new(),
+        readable: Buffers::new(),
+        writable: Buffers::new(),
         last_writable: None,
     };
-    let mut table = Table::new(memory, GuestAddress(start), size, false);
+    let mut indirect = None;
     let (mut index, mut in_table, mut count) = (head, 0u16, 0u16);
     let mut bytes = 0u64;
     loop {
+        let table = indirect.as_ref().unwrap_or(table);
         // Whoever takes more steps than there are descriptors goes in circles.
         if in_table == table.len {
             return Err(UNFINISHED);
         }
         let descriptor = table.get(index).ok_or(UNFINISHED)?;
         if descriptor.refers_to_indirect_table() {
-            if table.indirect {
+            if indirect.is_some() {
                 return Err("an indirect table within an indirect table");
             }
-            table = Table::indirect(memory, descriptor)?;
+            indirect = Some(Table::indirect(memory, descriptor)?);
             (index, in_table) = (0, 0);
             continue;
         }

@@ -10,7 +10,7 @@ mod tests;
 mod thread;
 mod used;
 
-pub use chain::Chain;
+pub use chain::{Buffers, Chain};
 pub use linger::Linger;
 pub use queue_io::{MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};

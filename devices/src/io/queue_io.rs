@@ -5,12 +5,12 @@
 
 use std::sync::atomic::Ordering;
 
+use smallvec::SmallVec;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Address, Bytes};
 
-use super::chain::{Chain, walk};
+use super::chain::{Chain, Table, walk};
 use super::used;
-use crate::mem::{GuestAddress, GuestMemory};
+use crate::mem::{GuestAddress, GuestMemory, Stretch};
 use crate::virtio::{DeviceFault, Features, QueueIndex};
 
 /// The queues of one device, for the length of one event.
@@ -20,8 +20,8 @@ pub struct QueueIo<'m> {
     queues: &'m mut [Queue],
     features: Features,
     completed: QueueSet,
-    /// The queue that was looked at last, and up to where the driver had filled it.
-    seen: Option<(QueueIndex, u16)>,
+    /// Of each queue that was used in this event, where it is. Few devices use more than two in one.
+    views: SmallVec<[View<'m>; 2]>,
     /// Queues that were found empty, and got no chain since.
     empty: QueueSet,
     /// Queues that a worker had to leave with chains in them, to be called again for them at once.
@@ -29,6 +29,110 @@ pub struct QueueIo<'m> {
     /// What may still be done in this event.
     budget: Budget,
 }
+
+/// Where a queue is in guest memory, and how far it has been looked at.
+#[derive(Debug)]
+struct View<'m> {
+    queue: QueueIndex,
+    table: Table<'m>,
+    available: Stretch<'m>,
+    used: Stretch<'m>,
+    /// Up to where the driver had filled the avail ring.
+    seen: Option<u16>,
+    /// Chains in the used ring that the driver does not see yet.
+    unpublished: usize,
+}
+
+impl<'m> View<'m> {
+    fn new(memory: &'m GuestMemory, index: QueueIndex, queue: &Queue) -> Self {
+        let size = queue.size();
+        let stretch = |start, len| Stretch::new(memory, GuestAddress(start), len);
+        Self {
+            queue: index,
+            table: Table::new(memory, GuestAddress(queue.desc_table()), size),
+            // §2.7.6: flags, index, elements, and an index of the used ring.
+            available: stretch(queue.avail_ring(), 6 + 2 * usize::from(size)),
+            used: stretch(queue.used_ring(), used::bytes(size)),
+            seen: None,
+            unpublished: 0,
+        }
+    }
+
+    fn fault(&self, source: QueueError) -> DeviceFault {
+        let queue = self.queue;
+        DeviceFault::Ring { queue, source }
+    }
+
+    /// Whether the driver has made chains available beyond the next one that `queue` expects.
+    fn has_more(&mut self, queue: &Queue) -> Result<bool, DeviceFault> {
+        let next = queue.next_avail();
+        // What was there once is there for good. The driver writes the index for each chain, so that each look at
+        // it takes the cache line away from its processor.
+        if self.seen.is_some_and(|available| available != next) {
+            return Ok(true);
+        }
+        let available = self.available.load(2, Ordering::Acquire);
+        let available = available
+            .map(u16::from_le)
+            .map_err(|error| self.fault(QueueError::GuestMemory(error)))?;
+        if available.wrapping_sub(next) > queue.size() {
+            return Err(self.fault(QueueError::InvalidAvailRingIndex));
+        }
+        self.seen = Some(available);
+        Ok(available != next)
+    }
+
+    /// The head of the next chain, which is taken out of the ring.
+    fn take(&self, queue: &mut Queue) -> Result<u16, DeviceFault> {
+        let next = queue.next_avail();
+        let at = 4 + 2 * usize::from(next % queue.size());
+        let head = self.available.load(at, Ordering::Relaxed);
+        let head = head.map_err(|error| self.fault(QueueError::GuestMemory(error)))?;
+        queue.set_next_avail(next.wrapping_add(1));
+        Ok(u16::from_le(head))
+    }
+
+    /// The chain `head`, all of its descriptors checked, and the bytes in its buffers.
+    fn chain(
+        &self,
+        memory: &'m GuestMemory,
+        queue: &Queue,
+        head: u16,
+    ) -> Result<(Chain<'m>, u64), DeviceFault> {
+        // §2.7.5.3.1 limits a chain to the size of its queue. Linux, when it must settle for a smaller
+        // queue than offered, goes on making indirect chains for the size offered; they cost no more.
+        walk(memory, &self.table, head, queue.max_size()).map_err(|reason| DeviceFault::Chain {
+            queue: self.queue,
+            head,
+            reason,
+        })
+    }
+
+    /// Puts `chains` into the used ring, and lets the driver see them when they are `batch` with those before.
+    fn give_back(
+        &mut self,
+        queue: &mut Queue,
+        chains: &[(u16, u32)],
+        batch: usize,
+    ) -> Result<(), DeviceFault> {
+        used::put(queue, &self.used, chains).map_err(|source| self.fault(source))?;
+        self.unpublished += chains.len();
+        if self.unpublished >= batch {
+            self.publish(queue)?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, queue: &Queue) -> Result<(), DeviceFault> {
+        used::publish(queue, &self.used).map_err(|source| self.fault(source))?;
+        self.unpublished = 0;
+        Ok(())
+    }
+}
+
+/// How many chains are given back before the driver sees them: so many share what it costs that the index goes
+/// from one processor to the other. As vhost-net has it.
+const BATCH: usize = 64;
 
 /// What a worker may do in one event before the other devices of its thread, and a reset of its own, get
 /// their turn. What was begun when it runs out is finished, so an event can have one chain more: 4 GiB.
@@ -104,7 +208,7 @@ impl<'m> QueueIo<'m> {
             queues,
             features,
             completed: QueueSet::default(),
-            seen: None,
+            views: SmallVec::new(),
             empty: QueueSet::default(),
             cut_short: QueueSet::default(),
             budget: Budget::EVENT,
@@ -155,9 +259,9 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// The ring or the chain is malformed; the device must go to NEEDS_RESET.
     pub fn pop(&mut self, queue: QueueIndex) -> Result<Option<Chain<'m>>, DeviceFault> {
-        let ring = |source| DeviceFault::Ring { queue, source };
         let memory = self.memory;
-        if !self.has_more(queue)? {
+        let (q, view) = parts(memory, self.queues, &mut self.views, queue)?;
+        if !view.has_more(q)? {
             self.empty.insert(queue);
             return Ok(None);
         }
@@ -166,18 +270,8 @@ impl<'m> QueueIo<'m> {
             self.cut_short.insert(queue);
             return Ok(None);
         }
-        let q = self.queue(queue)?;
-        let next = q.next_avail();
-        // §2.7.6: flags, index, ring.
-        let entry = GuestAddress(q.avail_ring())
-            .checked_add(4 + 2 * u64::from(next % q.size()))
-            .ok_or_else(|| ring(QueueError::AddressOverflow))?;
-        let head = memory
-            .load(entry, Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|error| ring(QueueError::GuestMemory(error)))?;
-        q.set_next_avail(next.wrapping_add(1));
-        let (chain, bytes) = chain_at(q, queue, memory, head)?;
+        let head = view.take(q)?;
+        let (chain, bytes) = view.chain(memory, q, head)?;
         self.budget.chains -= 1;
         self.charge(bytes);
         Ok(Some(chain))
@@ -190,8 +284,8 @@ impl<'m> QueueIo<'m> {
     /// As for [`pop`](Self::pop).
     pub fn again(&mut self, queue: QueueIndex, head: u16) -> Result<Chain<'m>, DeviceFault> {
         let memory = self.memory;
-        let q = self.queue(queue)?;
-        let (chain, bytes) = chain_at(q, queue, memory, head)?;
+        let (q, view) = self.parts(queue)?;
+        let (chain, bytes) = view.chain(memory, q, head)?;
         self.charge(bytes);
         Ok(chain)
     }
@@ -208,7 +302,7 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// There is no such queue.
     pub fn unpop(&mut self, queue: QueueIndex) -> Result<(), DeviceFault> {
-        self.queue(queue)?.go_to_previous_position();
+        self.parts(queue)?.0.go_to_previous_position();
         self.empty.remove(queue);
         Ok(())
     }
@@ -238,9 +332,41 @@ impl<'m> QueueIo<'m> {
         queue: QueueIndex,
         chains: &[(u16, u32)],
     ) -> Result<(), DeviceFault> {
-        let memory = self.memory;
-        used::publish(self.queue(queue)?, memory, chains)
-            .map_err(|source| DeviceFault::Ring { queue, source })?;
+        self.give_back(queue, chains, 1)
+    }
+
+    /// As [`complete_together`](Self::complete_together), for a worker that has more of the kind at hand: the
+    /// driver sees them together with what is given back next, at the latest at the end of the event.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn complete_soon(
+        &mut self,
+        queue: QueueIndex,
+        chains: &[(u16, u32)],
+    ) -> Result<(), DeviceFault> {
+        self.give_back(queue, chains, BATCH)
+    }
+
+    /// The end of the event: lets the driver see all that was given back.
+    ///
+    /// # Errors
+    /// A used ring cannot be written.
+    pub fn finish(mut self) -> Result<(), DeviceFault> {
+        for view in self.views.iter_mut().filter(|view| view.unpublished > 0) {
+            view.publish(&self.queues[usize::from(view.queue.0)])?;
+        }
+        Ok(())
+    }
+
+    fn give_back(
+        &mut self,
+        queue: QueueIndex,
+        chains: &[(u16, u32)],
+        batch: usize,
+    ) -> Result<(), DeviceFault> {
+        let (q, view) = self.parts(queue)?;
+        view.give_back(q, chains, batch)?;
         self.completed.insert(queue);
         Ok(())
     }
@@ -250,7 +376,7 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// There is no such queue.
     pub fn size(&mut self, queue: QueueIndex) -> Result<u16, DeviceFault> {
-        self.queue(queue).map(|q| q.size())
+        self.parts(queue).map(|(q, _)| q.size())
     }
 
     /// Whether the driver has made chains available that were not popped yet.
@@ -258,50 +384,34 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// The avail ring cannot be read.
     pub fn has_more(&mut self, queue: QueueIndex) -> Result<bool, DeviceFault> {
-        let memory = self.memory;
-        let seen = self.seen;
-        let ring = |source| DeviceFault::Ring { queue, source };
-        let q = self.queue(queue)?;
-        let next = q.next_avail();
-        // What was there once is there for good. The driver writes the index for each chain, so that each look at
-        // it takes the cache line away from its processor.
-        if let Some((_, available)) = seen.filter(|(index, _)| *index == queue)
-            && available != next
-        {
-            return Ok(true);
-        }
-        let available = q.avail_idx(memory, Ordering::Acquire).map_err(ring)?.0;
-        if available.wrapping_sub(next) > q.size() {
-            return Err(ring(QueueError::InvalidAvailRingIndex));
-        }
-        self.seen = Some((queue, available));
-        Ok(available != next)
+        let (q, view) = self.parts(queue)?;
+        view.has_more(q)
     }
 
-    fn queue(&mut self, queue: QueueIndex) -> Result<&mut Queue, DeviceFault> {
-        self.queues
-            .get_mut(usize::from(queue.0))
-            .filter(|q| q.ready())
-            .ok_or(DeviceFault::Ring {
-                queue,
-                source: QueueError::QueueNotReady,
-            })
+    fn parts(&mut self, index: QueueIndex) -> Result<(&mut Queue, &mut View<'m>), DeviceFault> {
+        parts(self.memory, self.queues, &mut self.views, index)
     }
 }
 
-/// The chain `head` of `queue`, all of its descriptors checked, and the bytes in its buffers.
-fn chain_at<'m>(
-    q: &Queue,
-    queue: QueueIndex,
+/// A queue that the driver has set up, and where it is.
+#[inline]
+fn parts<'a, 'm>(
     memory: &'m GuestMemory,
-    head: u16,
-) -> Result<(Chain<'m>, u64), DeviceFault> {
-    // §2.7.5.3.1 limits a chain to the size of its queue. Linux, when it must settle for a smaller
-    // queue than offered, goes on making indirect chains for the size offered; they cost no more.
-    let (table, longest) = ((q.desc_table(), q.size()), q.max_size());
-    walk(memory, table, head, longest).map_err(|reason| DeviceFault::Chain {
-        queue,
-        head,
-        reason,
-    })
+    queues: &'a mut [Queue],
+    views: &'a mut SmallVec<[View<'m>; 2]>,
+    index: QueueIndex,
+) -> Result<(&'a mut Queue, &'a mut View<'m>), DeviceFault> {
+    let queue = queues
+        .get_mut(usize::from(index.0))
+        .filter(|q| q.ready())
+        .ok_or(DeviceFault::Ring {
+            queue: index,
+            source: QueueError::QueueNotReady,
+        })?;
+    let known = views.iter().position(|view| view.queue == index);
+    let at = known.unwrap_or_else(|| {
+        views.push(View::new(memory, index, queue));
+        views.len() - 1
+    });
+    Ok((queue, &mut views[at]))
 }

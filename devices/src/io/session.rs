@@ -100,6 +100,7 @@ impl Session {
         let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
         let outcome = step(worker.as_mut(), &mut io);
         let (completed, empty, cut_short) = (io.completed(), io.empty(), io.cut_short());
+        io.finish()?;
         // What was completed before a fault is announced all the same.
         self.announce(completed)?;
         outcome?;

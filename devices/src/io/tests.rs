@@ -99,3 +99,32 @@ fn a_set_holds_what_was_put_into_it() {
     assert_eq!(set, QueueSet::of([QueueIndex(63)]));
     assert!(QueueSet::ALL.contains(QueueIndex(63)));
 }
+
+#[test]
+fn what_is_given_back_soon_is_seen_at_the_end_at_the_latest() {
+    let memory = memory();
+    let (mut driver, mut queues) = full(&memory);
+    let mut io = io(&memory, &mut queues);
+    let pop = |io: &mut QueueIo<'_>| io.pop(QUEUE).unwrap().unwrap().head;
+    for _ in 1..64 {
+        let head = pop(&mut io);
+        io.complete_soon(QUEUE, &[(head, 1)]).unwrap();
+        // A driver that is told nothing has nothing to make available again; this one does not care.
+        driver.publish(head);
+        assert_eq!(driver.take_used(), []);
+    }
+    let head = pop(&mut io);
+    io.complete_soon(QUEUE, &[(head, 1)]).unwrap();
+    assert_eq!(driver.take_used().len(), 64, "a batch");
+    // What must not wait takes along what did.
+    let (one, other) = (pop(&mut io), pop(&mut io));
+    io.complete_soon(QUEUE, &[(one, 2)]).unwrap();
+    io.complete(QUEUE, other, 3).unwrap();
+    assert_eq!(driver.take_used(), [(one, 2), (other, 3)]);
+    let last = pop(&mut io);
+    io.complete_soon(QUEUE, &[(last, 4)]).unwrap();
+    assert_eq!(driver.take_used(), []);
+    assert_eq!(io.completed(), QueueSet::of([QUEUE]));
+    io.finish().unwrap();
+    assert_eq!(driver.take_used(), [(last, 4)]);
+}

@@ -9,7 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
-use crate::mem::GuestMemory;
+use crate::mem::{GuestMemory, Stretch};
 
 /// §2.7.6, VIRTQ_AVAIL_F_NO_INTERRUPT.
 const NO_INTERRUPT: u16 = 1;
@@ -20,28 +20,35 @@ fn at(ring: u64, offset: u64) -> Result<GuestAddress, Error> {
         .ok_or(Error::AddressOverflow)
 }
 
-/// Puts `chains`, heads and lengths, into the used ring, and lets the driver see them all at once.
-pub(super) fn publish(
+/// Bytes of the used ring of a queue of `size` entries: flags, index, elements, and an index of the avail ring.
+pub(super) fn bytes(size: u16) -> usize {
+    6 + 8 * usize::from(size)
+}
+
+/// Puts `chains`, heads and lengths, into the used ring at `ring`, where the driver does not see them yet.
+pub(super) fn put(
     queue: &mut Queue,
-    memory: &GuestMemory,
+    ring: &Stretch<'_>,
     chains: &[(u16, u32)],
 ) -> Result<(), Error> {
-    let ring = queue.used_ring();
     let mut next = Wrapping(queue.next_used());
     for (head, len) in chains {
         if *head >= queue.size() {
             return Err(Error::InvalidDescriptorIndex);
         }
         let element = u64::from(*head) | u64::from(*len) << 32;
-        let entry = u64::from(next.0 % queue.size());
-        memory
-            .write_obj(element.to_le(), at(ring, 4 + 8 * entry)?)
+        let entry = usize::from(next.0 % queue.size());
+        ring.set(element.to_le(), 4 + 8 * entry)
             .map_err(Error::GuestMemory)?;
         next += 1;
     }
     queue.set_next_used(next.0);
-    memory
-        .store(next.0.to_le(), at(ring, 2)?, Ordering::Release)
+    Ok(())
+}
+
+/// Lets the driver see all that was put into the used ring at `ring`, at once.
+pub(super) fn publish(queue: &Queue, ring: &Stretch<'_>) -> Result<(), Error> {
+    ring.store(queue.next_used().to_le(), 2, Ordering::Release)
         .map_err(Error::GuestMemory)
 }
 

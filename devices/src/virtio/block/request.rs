@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::disk::SECTOR;
-use crate::io::Chain;
+use crate::io::{Buffers, Chain};
 use crate::mem::{GuestAddress, GuestSlice};
 
 /// Bytes of `struct virtio_blk_req` before the data: type, reserved, sector.
@@ -75,13 +75,13 @@ pub(super) struct Request<'m> {
 #[derive(Debug)]
 pub(super) enum Action<'m> {
     /// Disk to guest, from a byte offset; the buffers are all of the room.
-    Read(u64, Vec<GuestSlice<'m>>),
+    Read(u64, Buffers<'m>),
     /// Guest to disk, at a byte offset.
-    Write(u64, Vec<GuestSlice<'m>>),
+    Write(u64, Buffers<'m>),
     /// Make the writes so far durable.
     Flush,
     /// Name the disk.
-    GetId(Vec<GuestSlice<'m>>),
+    GetId(Buffers<'m>),
     /// Forget or clear ranges of the disk.
     Clear(Vec<Range>),
     /// Answer without touching the disk.
@@ -191,7 +191,7 @@ pub(super) fn parse<'m>(chain: Chain<'m>, rules: &Rules) -> Result<Request<'m>, 
 /// that are not known.
 fn clear<'m>(
     negotiated: bool,
-    data: &mut Vec<GuestSlice<'_>>,
+    data: &mut Buffers<'_>,
     rules: &Rules,
     by_flags: impl Fn(u32) -> Option<(Clear, u32)>,
 ) -> Action<'m> {
@@ -252,7 +252,7 @@ fn total(buffers: &[GuestSlice<'_>]) -> u64 {
 }
 
 /// Moves bytes from the front of `buffers` into `out`; returns how many there were.
-fn take_front(buffers: &mut Vec<GuestSlice<'_>>, out: &mut [u8]) -> usize {
+fn take_front(buffers: &mut Buffers<'_>, out: &mut [u8]) -> usize {
     let mut filled = 0;
     let mut emptied = 0;
     for buffer in buffers.iter_mut() {
@@ -272,7 +272,7 @@ fn take_front(buffers: &mut Vec<GuestSlice<'_>>, out: &mut [u8]) -> usize {
 }
 
 /// Takes the status byte off the device-writable buffers, which may leave an empty one to drop.
-fn drop_last_byte(buffers: &mut Vec<GuestSlice<'_>>) {
+fn drop_last_byte(buffers: &mut Buffers<'_>) {
     if let Some(last) = buffers.pop()
         && last.len() > 1
         && let Ok(rest) = last.subslice(0, last.len() - 1)

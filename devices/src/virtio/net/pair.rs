@@ -335,7 +335,7 @@ impl Lane {
                     }
                 }
             }
-            io.complete(queue, chain.head, 0)?;
+            io.complete_soon(queue, &[(chain.head, 0)])?;
         }
         Ok(())
     }

@@ -125,7 +125,7 @@ impl Window {
         // §5.1.6.4.1: the number of chains, which is 1 for a driver that does not know of more.
         let count = u16::try_from(self.used.len()).unwrap_or(0);
         iovec::scatter(self.buffers(), NUM_BUFFERS, &count.to_le_bytes());
-        io.complete_together(self.queue, &self.used)?;
+        io.complete_soon(self.queue, &self.used)?;
         let given = self.chains.drain(..self.used.len());
         self.room -= given.map(|held| held.bytes).sum::<usize>();
         self.buffers.release(buffers);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vmm_sys_util::epoll::Epoll;
 
 use super::{QUEUE, QUEUE_SIZE, Window};
-use crate::io::{Chain, QueueIo};
+use crate::io::{Buffers, Chain, QueueIo};
 use crate::iovec::{self, HeldBuffers, IoVec};
 use crate::mem::GuestSlice;
 use crate::virtio::block::disk::{DiskLane, DiskOp, Progress, Tag, watched};
@@ -192,7 +192,7 @@ fn malformed(reason: &'static str) -> DeviceFault {
 }
 
 /// The type of a request and the room for its answer, however its buffers are cut.
-fn parse<'m>(chain: &Chain<'m>) -> Result<([u8; 4], Vec<GuestSlice<'m>>), DeviceFault> {
+fn parse<'m>(chain: &Chain<'m>) -> Result<([u8; 4], Buffers<'m>), DeviceFault> {
     let readable: Vec<_> = chain.readable.iter().map(IoVec::new).collect();
     let mut kind = [0; 4];
     if iovec::gather(&readable, 0, &mut kind) < kind.len() {

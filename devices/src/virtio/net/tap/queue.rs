@@ -82,10 +82,9 @@ impl NetBackend for TapQueue {
     }
 
     fn receive(&mut self, buffers: &[IoVec<'_>]) -> io::Result<Received> {
-        let room = iovec::total(buffers);
         if let Some(frame) = &self.waiting {
             let len = frame.len();
-            if len > room {
+            if len > iovec::total(buffers) {
                 return Ok(Received::TooLong(len));
             }
             iovec::scatter(buffers, 0, frame);
@@ -93,8 +92,11 @@ impl NetBackend for TapQueue {
             return Ok(Received::Frame(len));
         }
         let (len, covered) = self.read(buffers)?;
-        let beyond = &self.spare[..len.saturating_sub(covered)];
-        if len <= room {
+        if len <= covered {
+            return Ok(Received::Frame(len));
+        }
+        let beyond = &self.spare[..len - covered];
+        if len <= iovec::total(buffers) {
             iovec::scatter(buffers, covered, beyond);
             return Ok(Received::Frame(len));
         }

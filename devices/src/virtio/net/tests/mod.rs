@@ -102,6 +102,7 @@ impl Bench {
         let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
         let outcome = event(self.pair.as_mut(), &mut io);
         (self.completed, self.empty, self.cut_short) = (io.completed(), io.empty(), io.cut_short());
+        io.finish()?;
         outcome
     }
 

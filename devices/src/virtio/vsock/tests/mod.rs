@@ -104,10 +104,11 @@ impl Bench {
     fn run(&mut self, step: impl FnOnce(&mut Worker, &mut QueueIo<'_>)) {
         let mut io = QueueIo::new(&self.memory, &mut self.queues, Features::VERSION_1);
         step(&mut self.worker, &mut io);
-        let again = io.cut_short();
+        let (again, empty) = (io.cut_short(), io.empty());
+        io.finish().unwrap();
         [RX, TX]
             .into_iter()
-            .filter(|queue| io.empty().contains(*queue))
+            .filter(|queue| empty.contains(*queue))
             .for_each(|queue| self.wants_kicks.insert(queue));
         for queue in [RX, TX].into_iter().filter(|queue| again.contains(*queue)) {
             self.kick(queue);
