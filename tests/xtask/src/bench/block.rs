@@ -1,7 +1,8 @@
 //! A disk: a guest that drives the ring by itself, beside fio on the same file from the host, with the same pattern.
 //!
 //! The guest looks at the ring until something is there, so what is measured is the way of a request through KVM's
-//! doorbell, the I/O thread and the host's file, without an interrupt.
+//! doorbell, the I/O thread and the host's file, without an interrupt. So does a thread beside fio: where the kernel has
+//! threads of its own at work, as for what io_uring writes to the page cache, they have one processor less in both.
 
 use std::fmt;
 use std::fs;
@@ -11,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::process::Timed;
+use super::process::{Timed, beside_a_busy_thread};
 use super::programs;
 use super::stats::{count, float};
 use super::table::{Case, Goal};
@@ -137,7 +138,7 @@ fn case(tools: &Tools, file: &Path, pattern: Pattern, way: Way, depth: u32) -> R
     let (mvm, fio) = by_turns(
         tools.samples.min(7),
         || mvm(tools, file, pattern, way, (depth, requests)),
-        || fio(file, pattern, way, depth),
+        || beside_a_busy_thread(|| fio(file, pattern, way, depth)),
     )?;
     let (unit, goal, of): (_, _, fn(f64, u32) -> f64) = match (depth, pattern.random) {
         (1, _) => ("us each", Goal::Added(15.0), |rate, _| 1e6 / rate),

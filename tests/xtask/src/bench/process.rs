@@ -2,7 +2,9 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use std::{hint, thread};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -86,6 +88,27 @@ impl Drop for Timed {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Runs `floor` with a thread beside it that waits as the guests here do, which look at a ring until something is there.
+/// That takes a processor, and a machine may have two: what is compared with a VM has as many to itself.
+pub fn beside_a_busy_thread<T>(floor: impl FnOnce() -> T) -> T {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                hint::spin_loop();
+            }
+        });
+        let _over = Over(&over);
+        floor()
+    })
 }
 
 /// In milliseconds.

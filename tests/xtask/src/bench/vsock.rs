@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::process::Timed;
+use super::process::{Timed, beside_a_busy_thread};
 use super::programs;
 use super::stats::float;
 use super::table::{Case, Goal};
@@ -61,12 +61,12 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for stream in STREAMS {
         let (mvm, floor) = by_turns(
-            tools.samples.min(10),
+            tools.samples.min(20),
             || mvm(tools, &peer, stream),
             || {
                 let mut command = Command::new(&peer);
                 command.arg("pair").args(stream.arguments());
-                rate(Timed::spawn(command)?, stream.count)
+                beside_a_busy_thread(|| rate(Timed::spawn(command)?, stream.count))
             },
         )?;
         let (unit, scale) = match stream.mode {
