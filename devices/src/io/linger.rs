@@ -1,9 +1,8 @@
-//! Whether a worker that has served all there was looks again at once, in place of waiting for a kick.
+//! Whether a session that has served all there was looks again at once, in place of waiting for a kick.
 //!
 //! A driver that makes a request when it has the answer to the last one is back within microseconds. A kick takes
-//! longer than that: the guest exits, and a thread that sleeps is woken. So the worker of such a driver stays
-//! up a little, [coming again](super::QueueIo::come_again) for the queue, which lets the other tasks of its thread have
-//! their turn each time. It does so only where the driver was back in that time before, and where that was to no
+//! longer than that: the guest exits, and a thread that sleeps is woken. So the session of such a driver stays
+//! up a little, coming again for the queue, which lets the other tasks of its thread have their turn each time. It does so only where the driver was back in that time before, and where that was to no
 //! avail, not before it has been back a number of times: a driver that takes its time, or cannot run while somebody
 //! looks, costs next to nothing.
 //!
@@ -14,6 +13,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::queue_io::{QueueIo, Use};
+use crate::virtio::QueueIndex;
+
 /// How long a worker looks, and how soon a driver that is worth it is back: what QEMU's I/O threads take
 /// (`poll-max-ns`).
 const WINDOW: Duration = Duration::from_micros(32);
@@ -21,9 +23,55 @@ const WINDOW: Duration = Duration::from_micros(32);
 /// The most times that a driver has to be back soon before a worker lingers for it.
 const MOST_ASKED: u32 = 256;
 
-/// What is known of a worker's driver.
+/// What is known of a session's driver, and of which of its queues it has chains to get back.
 #[derive(Debug)]
-pub struct Linger {
+pub(super) struct Linger {
+    pace: Pace,
+    /// By queue: chains that the worker has.
+    held: Vec<i32>,
+    /// The queue that was served to its end last.
+    latest: QueueIndex,
+}
+
+impl Linger {
+    /// For a session with so many queues.
+    pub(super) fn new(queues: usize) -> Self {
+        Self {
+            pace: Pace::default(),
+            held: vec![0; queues],
+            latest: QueueIndex(0),
+        }
+    }
+
+    /// After the event `io`, which began at `began`: the queue that the session should look at again at once, if there
+    /// is one. The driver has all it gave to that, and nobody else keeps the worker from taking more.
+    pub(super) fn after(
+        &mut self,
+        io: &QueueIo<'_>,
+        began: Instant,
+        now: impl FnOnce() -> Instant,
+    ) -> Option<QueueIndex> {
+        for (queue, Use { taken, given }) in io.uses() {
+            if let Some(held) = self.held.get_mut(usize::from(queue.0)) {
+                *held += taken - given;
+            }
+            if taken > 0 && io.empty().contains(queue) {
+                self.latest = queue;
+                self.pace.came(began);
+            }
+        }
+        let (queue, done) = io.uses().find(|(queue, _)| *queue == self.latest)?;
+        // Found empty, or not looked at because what was asked of it before came to its end only now.
+        let served = io.empty().contains(queue) || done.given > 0 && done.taken <= 0;
+        let held = self.held.get(usize::from(queue.0));
+        let rests = served && held == Some(&0);
+        (rests && self.pace.stays(now())).then_some(queue)
+    }
+}
+
+/// How soon a driver is back, and whether it was worth waiting for it.
+#[derive(Debug)]
+struct Pace {
     /// When all had been served.
     since: Option<Instant>,
     /// How often in a row the driver was back soon.
@@ -33,7 +81,7 @@ pub struct Linger {
     lingering: bool,
 }
 
-impl Default for Linger {
+impl Default for Pace {
     fn default() -> Self {
         Self {
             since: None,
@@ -44,9 +92,9 @@ impl Default for Linger {
     }
 }
 
-impl Linger {
+impl Pace {
     /// The worker has been called at `began` and has found requests.
-    pub fn came(&mut self, began: Instant) {
+    fn came(&mut self, began: Instant) {
         let Some(since) = self.since.take() else {
             return;
         };
@@ -61,7 +109,7 @@ impl Linger {
     }
 
     /// All there was has been served, by `now`; whether the worker should look again at once.
-    pub fn stays(&mut self, now: Instant) -> bool {
+    fn stays(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let in_time = now.saturating_duration_since(since) <= WINDOW;
         if self.lingering && !in_time {
@@ -77,12 +125,16 @@ impl Linger {
 mod tests {
     use super::*;
 
+    use crate::mem::GuestMemory;
+    use crate::virtio::Features;
+    use crate::virtio::testing::{Descriptor, Driver, memory};
+
     const SOON: Duration = Duration::from_micros(20);
     const LATE: Duration = Duration::from_micros(33);
 
     /// A worker that takes no time, and what it does while a driver is back after `pause`: whether it lingers
     /// when the driver has all answers, and whether it still does when the driver is back.
-    fn round(linger: &mut Linger, now: &mut Instant, pause: Duration) -> (bool, bool) {
+    fn round(linger: &mut Pace, now: &mut Instant, pause: Duration) -> (bool, bool) {
         linger.came(*now);
         let at_first = linger.stays(*now);
         *now += pause;
@@ -92,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_is_back_soon_is_waited_for() {
-        let (mut linger, mut now) = (Linger::default(), Instant::now());
+        let (mut linger, mut now) = (Pace::default(), Instant::now());
         assert_eq!(
             round(&mut linger, &mut now, SOON),
             (false, false),
@@ -105,7 +157,7 @@ mod tests {
 
     #[test]
     fn one_that_takes_its_time_is_not() {
-        let (mut linger, mut now) = (Linger::default(), Instant::now());
+        let (mut linger, mut now) = (Pace::default(), Instant::now());
         for _ in 0..100 {
             assert_eq!(round(&mut linger, &mut now, LATE), (false, false));
         }
@@ -113,7 +165,7 @@ mod tests {
 
     #[test]
     fn nobody_lingers_for_longer_than_a_window() {
-        let (mut linger, mut now) = (Linger::default(), Instant::now());
+        let (mut linger, mut now) = (Pace::default(), Instant::now());
         round(&mut linger, &mut now, SOON);
         assert_eq!(round(&mut linger, &mut now, LATE), (true, false));
         assert_eq!(
@@ -126,7 +178,7 @@ mod tests {
     #[test]
     fn what_was_to_no_avail_is_done_ever_more_seldom() {
         // A driver that cannot run while somebody looks: one processor for both.
-        let (mut linger, mut now) = (Linger::default(), Instant::now());
+        let (mut linger, mut now) = (Pace::default(), Instant::now());
         let mut lingered = 0;
         for _ in 0..10_000 {
             linger.came(now);
@@ -142,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_is_worth_it_again_is_soon_trusted() {
-        let (mut linger, mut now) = (Linger::default(), Instant::now());
+        let (mut linger, mut now) = (Pace::default(), Instant::now());
         for _ in 0..20 {
             while !round(&mut linger, &mut now, SOON).0 {}
             now += LATE;
@@ -157,5 +209,99 @@ mod tests {
         round(&mut linger, &mut now, SOON);
         round(&mut linger, &mut now, SOON);
         assert_eq!(round(&mut linger, &mut now, SOON), (true, true));
+    }
+    const QUEUE: QueueIndex = QueueIndex(0);
+
+    /// A session of one queue, which a driver fills with a chain at a time.
+    struct Bench {
+        memory: GuestMemory,
+        driver: Driver,
+        queues: [virtio_queue::Queue; 1],
+        linger: Linger,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let memory = memory();
+            let driver = Driver::new(&memory, 0x1000, 16);
+            for head in 0..16 {
+                driver.set_descriptor(head, Descriptor::readable(0x8000, 1));
+            }
+            let queues = [driver.queue()];
+            let mut linger = Linger::new(1);
+            // It was back soon before.
+            linger.pace.soon = 1;
+            Self {
+                memory,
+                driver,
+                queues,
+                linger,
+                now: Instant::now(),
+            }
+        }
+
+        /// An event in which `work` is done, and which takes no time; whether the session lingers after it.
+        fn event(&mut self, work: impl FnOnce(&mut QueueIo<'_>)) -> bool {
+            let mut io = QueueIo::new(&self.memory, &mut self.queues, Features::VERSION_1);
+            work(&mut io);
+            let queue = self.linger.after(&io, self.now, || self.now);
+            io.finish().unwrap();
+            assert!(queue.is_none_or(|queue| queue == QUEUE));
+            queue.is_some()
+        }
+    }
+
+    fn pop(io: &mut QueueIo<'_>) -> Option<u16> {
+        io.pop(QUEUE).unwrap().map(|chain| chain.head)
+    }
+
+    fn give(io: &mut QueueIo<'_>, head: u16) {
+        io.complete(QUEUE, head, 0).unwrap();
+    }
+
+    #[test]
+    fn it_is_the_served_driver_that_is_waited_for() {
+        let mut bench = Bench::new();
+        bench.driver.publish(0);
+        let lingers = bench.event(|io| {
+            let head = pop(io).unwrap();
+            give(io, head);
+            assert_eq!(pop(io), None);
+        });
+        assert!(lingers, "it has all it gave");
+        assert!(bench.event(|io| assert_eq!(pop(io), None)), "nothing yet");
+
+        bench.driver.publish(1);
+        bench.driver.publish(2);
+        let lingers = bench.event(|io| {
+            let head = pop(io).unwrap();
+            give(io, head);
+        });
+        assert!(!lingers, "the worker could not go on");
+        let lingers = bench.event(|io| {
+            assert_eq!(pop(io), Some(2));
+            assert_eq!(pop(io), None);
+        });
+        assert!(!lingers, "the driver waits for one");
+        assert!(!bench.event(|_| ()), "it still does");
+        assert!(bench.event(|io| give(io, 2)), "and now it has it");
+    }
+
+    #[test]
+    fn what_was_put_back_is_not_held() {
+        let mut bench = Bench::new();
+        bench.driver.publish(0);
+        let lingers = bench.event(|io| {
+            assert_eq!(pop(io), Some(0));
+            io.unpop(QUEUE).unwrap();
+        });
+        assert!(!lingers, "the worker could not go on");
+        let lingers = bench.event(|io| {
+            let head = pop(io).unwrap();
+            give(io, head);
+            assert_eq!(pop(io), None);
+        });
+        assert!(lingers);
     }
 }

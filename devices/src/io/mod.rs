@@ -11,7 +11,6 @@ mod thread;
 mod used;
 
 pub use chain::{Buffers, Chain};
-pub use linger::Linger;
 pub use queue_io::{MAX_QUEUES, QueueIo, QueueSet};
 pub use session::{Session, SessionParts};
 #[cfg(any(test, feature = "testing"))]

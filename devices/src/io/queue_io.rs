@@ -30,6 +30,15 @@ pub struct QueueIo<'m> {
     budget: Budget,
 }
 
+/// What a worker has done with a queue during an event.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Use {
+    /// Chains that were popped, less those that were put back.
+    pub taken: i32,
+    /// Chains that were given back to the driver.
+    pub given: i32,
+}
+
 /// Where a queue is in guest memory, and how far it has been looked at.
 #[derive(Debug)]
 struct View<'m> {
@@ -41,6 +50,7 @@ struct View<'m> {
     seen: Option<u16>,
     /// Chains in the used ring that the driver does not see yet.
     unpublished: usize,
+    done: Use,
 }
 
 impl<'m> View<'m> {
@@ -55,6 +65,7 @@ impl<'m> View<'m> {
             used: stretch(queue.used_ring(), used::bytes(size)),
             seen: None,
             unpublished: 0,
+            done: Use::default(),
         }
     }
 
@@ -83,12 +94,13 @@ impl<'m> View<'m> {
     }
 
     /// The head of the next chain, which is taken out of the ring.
-    fn take(&self, queue: &mut Queue) -> Result<u16, DeviceFault> {
+    fn take(&mut self, queue: &mut Queue) -> Result<u16, DeviceFault> {
         let next = queue.next_avail();
         let at = 4 + 2 * usize::from(next % queue.size());
         let head = self.available.load(at, Ordering::Relaxed);
         let head = head.map_err(|error| self.fault(QueueError::GuestMemory(error)))?;
         queue.set_next_avail(next.wrapping_add(1));
+        self.done.taken += 1;
         Ok(u16::from_le(head))
     }
 
@@ -117,6 +129,8 @@ impl<'m> View<'m> {
     ) -> Result<(), DeviceFault> {
         used::put(queue, &self.used, chains).map_err(|source| self.fault(source))?;
         self.unpublished += chains.len();
+        // At most as many as a queue has.
+        self.done.given += i32::try_from(chains.len()).unwrap_or(0);
         if self.unpublished >= batch {
             self.publish(queue)?;
         }
@@ -234,6 +248,11 @@ impl<'m> QueueIo<'m> {
         self.cut_short
     }
 
+    /// What was done with each queue that was used.
+    pub(super) fn uses(&self) -> impl Iterator<Item = (QueueIndex, Use)> {
+        self.views.iter().map(|view| (view.queue, view.done))
+    }
+
     /// Guest memory.
     #[must_use]
     pub fn memory(&self) -> &'m GuestMemory {
@@ -302,7 +321,9 @@ impl<'m> QueueIo<'m> {
     /// # Errors
     /// There is no such queue.
     pub fn unpop(&mut self, queue: QueueIndex) -> Result<(), DeviceFault> {
-        self.parts(queue)?.0.go_to_previous_position();
+        let (q, view) = self.parts(queue)?;
+        q.go_to_previous_position();
+        view.done.taken -= 1;
         self.empty.remove(queue);
         Ok(())
     }

@@ -5,12 +5,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::linger::Linger;
 use super::{QueueIo, QueueSet, used};
 use crate::mem::GuestMemory;
 use crate::virtio::{
@@ -45,6 +47,7 @@ pub struct Session {
     interrupt: Arc<dyn VirtioInterrupt>,
     /// Of each queue, how far the used ring was when the driver was last told of it.
     announced: Vec<u16>,
+    linger: Linger,
     sources: Vec<Source>,
 }
 
@@ -79,6 +82,7 @@ impl Session {
         Self {
             worker: Some(worker),
             announced: queues.iter().map(Queue::next_used).collect(),
+            linger: Linger::new(queues.len()),
             queues,
             kicks,
             memory,
@@ -97,8 +101,12 @@ impl Session {
         let Some(worker) = &mut self.worker else {
             return Ok(());
         };
+        let began = Instant::now();
         let mut io = QueueIo::new(&self.memory, &mut self.queues, self.features);
         let outcome = step(worker.as_mut(), &mut io);
+        if let Some(queue) = self.linger.after(&io, began, Instant::now) {
+            io.come_again(queue);
+        }
         let (completed, empty, cut_short) = (io.completed(), io.empty(), io.cut_short());
         io.finish()?;
         // What was completed before a fault is announced all the same.

@@ -27,7 +27,7 @@ use super::flight::{Flight, clear_op, fault, put_id};
 use super::request::{Action, Range, Request, Rules, Status, parse};
 use super::shared::Seat;
 use super::statistics::Operation;
-use crate::io::{Chain, Linger, QueueIo, QueueSet};
+use crate::io::{Chain, QueueIo, QueueSet};
 use crate::rate::Throttle;
 use crate::virtio::errors::ErrorLog;
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
@@ -62,10 +62,6 @@ pub(super) struct Worker {
     wake: Epoll,
     /// Somebody waits until nothing is under way.
     called: bool,
-    /// Of the driver, whichever of the queues it uses.
-    linger: Linger,
-    /// Where its last request was.
-    latest: QueueIndex,
     table: Table,
 }
 
@@ -108,8 +104,6 @@ impl Worker {
             lane: None,
             wake: Epoll::new()?,
             called: false,
-            linger: Linger::default(),
-            latest: QueueIndex(0),
             table: Table {
                 work,
                 seat,
@@ -148,13 +142,6 @@ impl Worker {
             self.called = false;
             self.lane = None;
             self.table.seat.rest();
-        }
-    }
-
-    /// Looks at the queue again, if the driver has all answers and may be back soon.
-    fn linger_if_idle(&mut self, io: &mut QueueIo<'_>) {
-        if !self.table.is_busy() && self.linger.stays(self.table.now) {
-            io.come_again(self.latest);
         }
     }
 
@@ -208,22 +195,12 @@ impl QueueWorker for Worker {
             return Ok(());
         }
         let (lane, table) = self.open()?;
-        let began = Instant::now();
-        table.now = began;
-        let mut found = false;
+        table.now = Instant::now();
         while !table.seat.is_held() && table.throttle.admits(queue)? {
             let Some(chain) = io.pop(queue)? else { break };
-            found = true;
             table.serve(lane, queue, chain, io)?;
         }
         table.settle(lane, io)?;
-        if found {
-            self.linger.came(began);
-            self.latest = queue;
-        }
-        if io.empty().contains(queue) {
-            self.linger_if_idle(io);
-        }
         self.rest_if_called();
         Ok(())
     }
@@ -239,7 +216,6 @@ impl QueueWorker for Worker {
             self.answer_bell(io)?;
         } else if let Some(lane) = &mut self.lane {
             self.table.settle(lane.as_mut(), io)?;
-            self.linger_if_idle(io);
         }
         self.rest_if_called();
         Ok(())
