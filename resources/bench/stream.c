@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "host.h"
+#include "stream.h"
 
 static long mode, size, count;
 
@@ -36,12 +37,13 @@ static int get(int fd, char *buffer, long length)
     return 1;
 }
 
-static void first_end(int fd, char *buffer)
+/* The guest's end, with as many buffers. */
+static void first_end(int fd, char *sent, char *received)
 {
     for (long i = 0; i < count; i++) {
         if (mode != 2)
-            put(fd, buffer, size);
-        if (mode != 1 && !get(fd, buffer, size))
+            put(fd, sent + i % SENT * size, size);
+        if (mode != 1 && !get(fd, received + i % RECEIVED * size, size))
             exit(1);
     }
 }
@@ -56,9 +58,17 @@ static void other_end(int fd, char *buffer)
     }
 }
 
+static char *filled(long length)
+{
+    char *buffer = malloc(length);
+    if (!buffer)
+        fail("malloc");
+    return memset(buffer, 1, length);
+}
+
 static void *other_thread(void *fd)
 {
-    other_end(*(int *)fd, malloc(size));
+    other_end(*(int *)fd, filled(size));
     return NULL;
 }
 
@@ -69,16 +79,15 @@ int main(int argc, char **argv)
     mode = atol(argv[2]);
     size = atol(argv[3]);
     count = atol(argv[4]);
-    char *buffer = malloc(size);
-    memset(buffer, 1, size);
     if (!strcmp(argv[1], "pair")) {
         int ends[2];
+        char *sent = filled(SENT * size), *received = filled(RECEIVED * size);
         pthread_t thread;
         if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) < 0)
             fail("socketpair");
         say('<');
         pthread_create(&thread, NULL, other_thread, &ends[1]);
-        first_end(ends[0], buffer);
+        first_end(ends[0], sent, received);
         pthread_join(thread, NULL);
         say('>');
         return 0;
@@ -95,8 +104,9 @@ int main(int argc, char **argv)
     int fd = accept(door, NULL, NULL);
     if (fd < 0)
         fail("accept");
+    char last, *buffer = filled(size);
     other_end(fd, buffer);
     /* Until the guest is done with it. */
-    get(fd, buffer, 1);
+    get(fd, &last, 1);
     return 0;
 }

@@ -3,14 +3,13 @@
  * 2 receives as many bytes, 3 sends a packet, waits for one to come back, and so on. '<' is said when the stream is
  * there, '>' when all is done.
  */
+#include "stream.h"
 #include "virtio.h"
 
 #define VSOCK 19
 #define HOST 2
 #define PORT 52
 #define PACKET_MAX 65536
-#define SENT 16     /* packets under way to the host */
-#define RECEIVED 64 /* buffers for what comes from it */
 #define WINDOW (1 << 20)
 
 enum { REQUEST = 1, RESPONSE, RESET, SHUTDOWN, DATA, CREDIT_UPDATE, CREDIT_REQUEST };
