@@ -3,6 +3,8 @@
 //! [`ram_regions`] is for the VMM, which maps them; [`memory_map`] turns what was mapped into the
 //! entries that the zero page (e820) and the PVH start info carry, whose types have the same numbers.
 
+use std::ops::Range;
+
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::layout;
@@ -10,6 +12,13 @@ use super::layout;
 /// The least memory of a machine: 32 MiB. Smaller kernels exist; a Linux that gets to its init does
 /// not run in less.
 pub const MIN_MEMORY: u64 = 32 << 20;
+
+/// What Linux keeps track of memory by (`SECTION_SIZE_BITS`), and the bytes of its array of pages for one.
+const SECTION: u64 = 128 << 20;
+const ARRAY_OF_SECTION: u64 = 2 << 20;
+
+/// `IO_TLB_DEFAULT_SIZE`.
+const BOUNCE_BUFFERS: u64 = 64 << 20;
 
 /// The RAM regions of a machine with `bytes` of memory: below the hole, and the rest above it.
 ///
@@ -130,6 +139,36 @@ pub fn total(memory: &GuestMemoryMmap<()>) -> u64 {
     memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
+/// Where Linux, with its initrd at `initrd`, puts what it fills as it starts and that grows with memory:
+///
+/// - its array of pages, 64 bytes for each page of RAM, in whole pages of 2 MiB, one such page below the end of RAM, or
+///   of an initrd that ends it (`sparse_init_nid()` in mm/sparse.c, from memblock's end);
+/// - where there is RAM above 4 GiB, 64 MiB for devices that cannot reach that, at the end of what is below
+///   (`swiotlb_init_remap()` in kernel/dma/swiotlb.c).
+///
+/// A guess: a kernel may be built or told otherwise, and then this is memory like other memory.
+#[must_use]
+pub fn filled_at_start(memory: &GuestMemoryMmap<()>, initrd: &Range<u64>) -> [Range<u64>; 2] {
+    let below = |end: u64, len: u64, start: u64| {
+        let end = match initrd.contains(&end.saturating_sub(1)) {
+            true => initrd.start.next_multiple_of(ARRAY_OF_SECTION).min(end),
+            false => end,
+        };
+        end.saturating_sub(len).max(start)..end
+    };
+    let Some(last) = memory.iter().max_by_key(|region| region.start_addr().0) else {
+        return [0..0, 0..0];
+    };
+    let start = last.start_addr().0;
+    let array = ARRAY_OF_SECTION + total(memory).div_ceil(SECTION) * ARRAY_OF_SECTION;
+    let array = below(start + last.len(), array, start);
+    let bounced = match start {
+        0 => 0..0,
+        _ => below(low_ram_end(memory), BOUNCE_BUFFERS, 0),
+    };
+    [array, bounced]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +232,27 @@ mod tests {
         );
         assert_eq!(low_ram_end(&memory), 3 << 30);
         assert_eq!(total(&memory), 4 << 30);
+    }
+
+    #[test]
+    fn what_linux_fills_is_at_the_top() {
+        const MIB: u64 = 1 << 20;
+        let filled = |mib, initrd: Range<u64>| filled_at_start(&mapped(mib * MIB), &initrd);
+        let none = |mib| mib * MIB..mib * MIB;
+        assert_eq!(filled(128, none(128)), [124 * MIB..128 * MIB, 0..0]);
+        assert_eq!(filled(32, none(32)), [28 * MIB..32 * MIB, 0..0]);
+        // Below an initrd that is in the way, of which a page of 2 MiB may have a part.
+        let initrd = 99 * MIB + 5..128 * MIB;
+        assert_eq!(filled(128, initrd), [96 * MIB..100 * MIB, 0..0]);
+        assert_eq!(filled(32, 1..32 * MIB), [0..2 * MIB, 0..0]);
+        let initrd = 2000 * MIB..2048 * MIB;
+        assert_eq!(filled(3072, initrd.clone())[0], 3022 * MIB..3072 * MIB);
+        // Above the hole, where no initrd is.
+        let (three, four, five) = (3072 * MIB, 4096 * MIB, 5120 * MIB);
+        let bounced = three - 64 * MIB..three;
+        let array = five - 66 * MIB..five;
+        assert_eq!(filled(4096, initrd), [array, bounced.clone()]);
+        // What is above may be too little for it.
+        assert_eq!(filled(3073, none(2048)), [four..four + MIB, bounced]);
     }
 }

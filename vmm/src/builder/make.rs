@@ -98,7 +98,7 @@ impl<'a> Images<'a> {
         };
         let loaded = kernel::check(memory, &mut self.kernel, parts, cmdline).and_then(|checked| {
             for range in checked.touched() {
-                mem::ask_for_huge_pages(memory, &range);
+                mem::ask_for_huge_pages(memory, range);
             }
             checked.load(memory)
         });

@@ -1,7 +1,7 @@
 //! The initrd, the command line, memory sizes, and files that are no kernels.
 
 use super::*;
-use crate::kernel::image::{Bz, Segment, vmlinux};
+use crate::kernel::image::{Bz, Elf, Segment, vmlinux};
 use crate::kernel::{Compression, Initrd, Lookalike, Part};
 
 fn load_initrd(bytes: u64, kernel: &[u8], initrd: &[u8]) -> Result<Loaded, KernelError> {
@@ -29,11 +29,21 @@ fn what_a_boot_touches_is_what_is_loaded() {
     let memory = memory(64 * MIB);
     let (kernel, mut initrd) = (&mut file(&vmlinux().bytes()), file(&[1; 5000]));
     let checked = check(&memory, kernel, Some(&mut initrd), "").unwrap();
-    let touched = checked.touched();
+    let touched: Vec<_> = checked.touched().cloned().collect();
     let loaded = checked.load(&memory).unwrap();
-    assert_eq!(touched, [loaded.kernel, loaded.initrd.unwrap()]);
-    let touched = check(&memory, kernel, None, "").unwrap().touched();
-    assert!(touched[1].is_empty());
+    let (array, bounced) = (0x3c0_0000..0x400_0000, 0..0);
+    assert_eq!(
+        touched,
+        [loaded.kernel, loaded.initrd.unwrap(), array, bounced]
+    );
+    let checked = check(&memory, kernel, None, "").unwrap();
+    assert!(checked.touched().nth(1).unwrap().is_empty());
+    let other = &mut file(&Elf::new(0x100_0000, vec![Segment::load(0x100_0000, &[0xf4])]).bytes());
+    let checked = check(&memory, other, None, "").unwrap();
+    assert!(
+        checked.touched().skip(1).all(|range| range.is_empty()),
+        "no Linux"
+    );
 }
 
 #[test]
