@@ -42,6 +42,10 @@ pub struct Options {
     /// Its memory in MiB.
     #[arg(long, default_value_t = 4096)]
     pub mem: u32,
+    /// Have its clock count instructions, 16 ns for each, and no time: what takes long in there is then what is many
+    /// instructions, and the same each time
+    #[arg(long)]
+    pub count_instructions: bool,
     /// End the lab when the command takes longer than this many seconds.
     #[arg(long)]
     pub timeout: Option<u64>,
@@ -65,6 +69,7 @@ impl Options {
         Self {
             cpus: 1,
             mem: 4096,
+            count_instructions: false,
             timeout: None,
             with: Vec::new(),
             out: None,
@@ -142,6 +147,7 @@ pub fn boot(
     let size = Size {
         cpus: options.cpus,
         mib: options.mem,
+        counts: options.count_instructions,
     };
     let log = log_path()?;
     let start = Instant::now();
