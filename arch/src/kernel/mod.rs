@@ -38,7 +38,8 @@ pub use self::error::{KernelError, Part};
 use self::identify::Image;
 pub use self::identify::{Compression, Lookalike};
 pub use self::initrd::Initrd;
-use crate::x86_64::{layout, memory};
+use crate::x86_64::layout;
+use crate::x86_64::memory::filled_at_start;
 
 /// Kinds of kernel, by the way they are entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,9 +118,7 @@ pub struct Checked<'a> {
     kernel: &'a mut File,
     initrd: Initrd<'a>,
     initrd_size: initrd::Size,
-    initrd_range: Range<u64>,
-    /// What a Linux kernel fills beside these, most likely.
-    filled: [Range<u64>; 2],
+    initrd_start: u64,
     cmdline: &'a str,
 }
 
@@ -131,7 +130,7 @@ pub struct Checked<'a> {
 /// starting. The message is one line without the file's name; [`KernelError::part`] says which of
 /// the inputs it is about.
 pub fn check<'a>(
-    ram: &GuestMemoryMmap<()>,
+    memory: &GuestMemoryMmap<()>,
     kernel: &'a mut File,
     initrd: impl Into<Initrd<'a>>,
     cmdline: &'a str,
@@ -140,30 +139,28 @@ pub fn check<'a>(
     check_cmdline(cmdline, plan.cmdline_max)?;
     let mut initrd = initrd.into();
     let initrd_size = initrd.size()?;
-    let initrd_start = initrd::place(&plan, initrd_size.whole, ram)?;
-    let initrd_range = initrd_start..initrd_start + initrd_size.whole;
-    let filled = match plan.linux {
-        true => memory::filled_at_start(ram, &initrd_range),
-        false => [0..0, 0..0],
-    };
+    let initrd_start = initrd::place(&plan, initrd_size.whole, memory)?;
     Ok(Checked {
         plan,
         kernel,
         initrd,
         initrd_size,
-        initrd_range,
-        filled,
+        initrd_start,
         cmdline,
     })
 }
 
 impl Checked<'_> {
     /// The guest physical ranges of which a boot touches every page, or all but a few: the kernel with the memory
-    /// that it clears or unpacks to, the initrd, and what Linux fills as it starts ([`memory::filled_at_start`]).
-    pub fn touched(&self) -> impl Iterator<Item = &Range<u64>> {
-        [&self.plan.kernel, &self.initrd_range]
-            .into_iter()
-            .chain(&self.filled)
+    /// that it clears or unpacks to, the initrd, and what Linux fills as it starts ([`filled_at_start`]).
+    #[must_use]
+    pub fn touched(&self, memory: &GuestMemoryMmap<()>) -> [Range<u64>; 4] {
+        let initrd = self.initrd_start..self.initrd_start + self.initrd_size.whole;
+        let [array, bounced] = match self.plan.linux {
+            true => filled_at_start(memory, &initrd),
+            false => [0..0, 0..0],
+        };
+        [self.plan.kernel.clone(), initrd, array, bounced]
     }
 
     /// Puts all of it into the memory it was checked for, which nothing has written to yet: the kernel
@@ -179,7 +176,7 @@ impl Checked<'_> {
             0 => None,
             _ => Some(
                 self.initrd
-                    .copy(memory, self.initrd_range.start, self.initrd_size)?,
+                    .copy(memory, self.initrd_start, self.initrd_size)?,
             ),
         };
         let mut text = Vec::with_capacity(self.cmdline.len() + 1);

@@ -97,8 +97,8 @@ impl<'a> Images<'a> {
             appended,
         };
         let loaded = kernel::check(memory, &mut self.kernel, parts, cmdline).and_then(|checked| {
-            for range in checked.touched() {
-                mem::ask_for_huge_pages(memory, range);
+            for range in checked.touched(memory) {
+                mem::ask_for_huge_pages(memory, &range);
             }
             checked.load(memory)
         });
