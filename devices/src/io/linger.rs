@@ -1,10 +1,10 @@
 //! Whether a session that has served all there was looks again at once, in place of waiting for a kick.
 //!
 //! A driver that makes a request when it has the answer to the last one is back within microseconds. A kick takes
-//! longer than that: the guest exits, and a thread that sleeps is woken. So the session of such a driver stays
-//! up a little, coming again for the queue, which lets the other tasks of its thread have their turn each time. It does so only where the driver was back in that time before, and where that was to no
-//! avail, not before it has been back a number of times: a driver that takes its time, or cannot run while somebody
-//! looks, costs next to nothing.
+//! longer than that: the guest exits, and a thread that sleeps is woken. So the session of such a driver stays up a
+//! little, coming again for the queue, which lets the other tasks of its thread have their turn each time. It does so
+//! only where the driver was back in that time before, and where that was to no avail, not before it has been back a
+//! number of times: a driver that takes its time, or cannot run while somebody looks, costs next to nothing.
 //!
 //! ```text
 //!           back soon, often enough                  nothing for a window: more is asked for the next time

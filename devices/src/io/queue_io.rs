@@ -55,14 +55,11 @@ struct View<'m> {
 
 impl<'m> View<'m> {
     fn new(memory: &'m GuestMemory, index: QueueIndex, queue: &Queue) -> Self {
-        let size = queue.size();
-        let stretch = |start, len| Stretch::new(memory, GuestAddress(start), len);
         Self {
             queue: index,
-            table: Table::new(memory, GuestAddress(queue.desc_table()), size),
-            // §2.7.6: flags, index, elements, and an index of the used ring.
-            available: stretch(queue.avail_ring(), 6 + 2 * usize::from(size)),
-            used: stretch(queue.used_ring(), used::bytes(size)),
+            table: Table::new(memory, GuestAddress(queue.desc_table()), queue.size()),
+            available: used::avail_ring(memory, queue),
+            used: used::used_ring(memory, queue),
             seen: None,
             unpublished: 0,
             done: Use::default(),

@@ -7,22 +7,22 @@ use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Error, Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestAddress};
 
-use crate::mem::{GuestMemory, Stretch};
+use crate::mem::{GuestAddress, GuestMemory, Stretch};
 
 /// §2.7.6, VIRTQ_AVAIL_F_NO_INTERRUPT.
 const NO_INTERRUPT: u16 = 1;
 
-fn at(ring: u64, offset: u64) -> Result<GuestAddress, Error> {
-    GuestAddress(ring)
-        .checked_add(offset)
-        .ok_or(Error::AddressOverflow)
+/// The avail ring of `queue`, §2.7.6: flags, index, elements, and an index of the used ring.
+pub(super) fn avail_ring<'m>(memory: &'m GuestMemory, queue: &Queue) -> Stretch<'m> {
+    let len = 6 + 2 * usize::from(queue.size());
+    Stretch::new(memory, GuestAddress(queue.avail_ring()), len)
 }
 
-/// Bytes of the used ring of a queue of `size` entries: flags, index, elements, and an index of the avail ring.
-pub(super) fn bytes(size: u16) -> usize {
-    6 + 8 * usize::from(size)
+/// The used ring of `queue`: flags, index, elements, and an index of the avail ring.
+pub(super) fn used_ring<'m>(memory: &'m GuestMemory, queue: &Queue) -> Stretch<'m> {
+    let len = 6 + 8 * usize::from(queue.size());
+    Stretch::new(memory, GuestAddress(queue.used_ring()), len)
 }
 
 /// Puts `chains`, heads and lengths, into the used ring at `ring`, where the driver does not see them yet.
@@ -60,17 +60,15 @@ pub(super) fn wants_interrupt(
 ) -> Result<bool, Error> {
     // The driver says what it wants and then looks at the index; here it is the other way round.
     fence(Ordering::SeqCst);
+    let ring = avail_ring(memory, queue);
     let read = |offset| {
-        let address = at(queue.avail_ring(), offset)?;
-        memory
-            .load(address, Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(Error::GuestMemory)
+        let field = ring.load(offset, Ordering::Relaxed);
+        field.map(u16::from_le).map_err(Error::GuestMemory)
     };
     if !queue.event_idx_enabled() {
         return Ok(read(0)? & NO_INTERRUPT == 0);
     }
-    let event = Wrapping(read(4 + 2 * u64::from(queue.size()))?);
+    let event = Wrapping(read(4 + 2 * usize::from(queue.size()))?);
     let now = Wrapping(queue.next_used());
     Ok(now - event - Wrapping(1) < now - Wrapping(before))
 }

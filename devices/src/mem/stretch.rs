@@ -8,7 +8,7 @@ use vm_memory::{Address, AtomicAccess, ByteValued, Bytes, GuestMemoryBackend, Vo
 use super::{GuestAddress, GuestMemory, GuestSlice};
 
 /// A run of guest memory, looked up once, so that no access to a field of it has to find the memory region again.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Stretch<'m> {
     memory: &'m GuestMemory,
     start: GuestAddress,
