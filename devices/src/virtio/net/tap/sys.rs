@@ -149,7 +149,7 @@ pub(super) fn address(of: BorrowedFd<'_>, name: &str) -> io::Result<[u8; 6]> {
 }
 
 /// An `ifreq` about the interface `name`, zero otherwise.
-fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: `ifreq` is integers, arrays of them, and a union that has a pointer nobody follows: all
     // zeroes are one.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -168,7 +168,12 @@ fn short(flags: libc::c_int) -> libc::c_short {
     libc::c_short::from_le_bytes([low, high])
 }
 
-fn ifreq(fd: BorrowedFd<'_>, code: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+/// One of the ioctls of netdevice(7) and of /dev/net/tun that take an `ifreq`.
+pub(super) fn ifreq(
+    fd: BorrowedFd<'_>,
+    code: libc::Ioctl,
+    request: &mut libc::ifreq,
+) -> io::Result<()> {
     // SAFETY: every caller names an ioctl that reads and writes one `ifreq`, which `request` is; of its
     // union they use members that are plain data.
     check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), code, std::ptr::from_mut(request)) })

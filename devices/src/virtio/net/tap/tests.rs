@@ -365,12 +365,6 @@ fn long_datagram(len: usize) -> Vec<u8> {
 
 /// Gives the interface an address: SIOCSIFADDR, netdevice(7).
 fn set_address(name: &str, address: [u8; 4]) {
-    let socket = sys::control_socket().unwrap();
-    // SAFETY: all zeroes are a request.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
     let address = libc::sockaddr_in {
         sin_family: u16::try_from(libc::AF_INET).unwrap(),
         sin_port: 0,
@@ -379,13 +373,12 @@ fn set_address(name: &str, address: [u8; 4]) {
         },
         sin_zero: [0; 8],
     };
-    // SAFETY: both are socket addresses of 16 bytes, and the call reads a request.
-    let set = unsafe {
-        request.ifr_ifru.ifru_addr =
-            std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address);
-        libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request)
-    };
-    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    let mut request = sys::request(name).unwrap();
+    // SAFETY: both are socket addresses of 16 bytes.
+    request.ifr_ifru.ifru_addr =
+        unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
+    let socket = sys::control_socket().unwrap();
+    sys::ifreq(socket.as_fd(), libc::SIOCSIFADDR, &mut request).unwrap();
 }
 
 #[test]
