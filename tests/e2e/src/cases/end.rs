@@ -116,8 +116,14 @@ fn second_sigterm(context: &Context) -> Result<()> {
     thread::sleep(Duration::from_secs(1));
     ensure!(vm.is_running()?, "the first SIGTERM ended the VM");
     vm.signal(Signal::TERM)?;
-    // Nothing else ends it.
-    vm.exits_with(143).map(drop)
+    let start = Instant::now();
+    vm.exits_with(143)?;
+    ensure!(
+        start.elapsed() < Duration::from_secs(10),
+        "it took {:?} to end",
+        start.elapsed()
+    );
+    Ok(())
 }
 
 fn sighup(context: &Context) -> Result<()> {
