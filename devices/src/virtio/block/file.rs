@@ -180,6 +180,11 @@ impl DiskFile {
         self.discard != Discard::Never
     }
 
+    /// Whether it is read and written around the page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
     /// Whether the kernel takes the transfer as it is.
     pub(super) fn takes(&self, offset: u64, buffers: &Buffers<'_>) -> bool {
         self.direct.is_none_or(|align| align.has(offset, buffers))

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
-use vm_memory::VolatileSlice;
+use vm_memory::{Bytes, VolatileSlice};
 
 use super::bench::{Bench, engines};
 use super::model::{SECTORS, check, step};
@@ -17,7 +19,7 @@ use crate::virtio::block::image::{Access, ImageError};
 use crate::virtio::block::layout::Layout;
 use crate::virtio::block::raw::Raw;
 use crate::virtio::block::store::StoredDisk;
-use crate::virtio::block::{Cache, Options, open};
+use crate::virtio::block::{Cache, Engine, Options, open};
 
 const DIRECT: Access = Access {
     read_only: false,
@@ -132,6 +134,55 @@ fn parts_of_one_block_written_at_once_all_arrive() {
             assert_eq!(bench.read(4096, &[8192]).unwrap(), expected);
         }
     }
+}
+
+/// Whether anything of `file` arrives before a lane has been told to start the four reads that it was given.
+fn begins_early(file: DiskFile, limit: Duration) -> bool {
+    let store = Raw::of(vec![file], Layout::Linear, false);
+    let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), Engine::IoUring));
+    let mut lane = Bench::new(&disk).lane;
+    let mut memory = Sectors([[0xee; 512]; 8]);
+    let (buffers, _) = memory.0.split_at_mut(4);
+    let buffers: Vec<_> = buffers
+        .iter_mut()
+        .map(|bytes| VolatileSlice::from(&mut bytes[..]))
+        .collect();
+    for (tag, buffer) in (0..).zip(&buffers) {
+        let op = DiskOp::Read {
+            offset: u64::from(tag) * SECTOR,
+            buffers: std::slice::from_ref(buffer),
+        };
+        assert!(matches!(lane.submit(Tag(tag), op), Progress::Pending));
+    }
+    let arrived = || buffers[0].read_obj::<u8>(0).unwrap() == 0;
+    let asked = Instant::now();
+    while !arrived() && asked.elapsed() < limit {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let early = arrived();
+    lane.start();
+    let mut ended = 0;
+    while ended < buffers.len() {
+        for (_, result) in lane.completed(true) {
+            result.unwrap();
+            ended += 1;
+        }
+    }
+    assert!(arrived());
+    early
+}
+
+#[test]
+fn a_disk_begins_while_more_is_made_ready_for_it() {
+    if !engines().contains(&Engine::IoUring) {
+        return;
+    }
+    let image = NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let cached = DiskFile::open(image.path(), Access::default()).unwrap();
+    assert!(!begins_early(cached, Duration::ZERO));
+    let Some(direct) = file(&image) else { return };
+    assert!(begins_early(direct, Duration::from_secs(60)));
 }
 
 /// Where O_DIRECT takes them from as they are.

@@ -126,6 +126,11 @@ impl Ring {
         self.queue.push_back(number);
     }
 
+    /// How many parts wait for the next [`start`](Self::start).
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Starts all that is queued.
     pub(super) fn start(&mut self) {
         // The ring may be smaller than the queue: what is left over goes when there is room.
