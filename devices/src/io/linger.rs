@@ -23,28 +23,36 @@ const WINDOW: Duration = Duration::from_micros(32);
 /// The most times that a driver has to be back soon before a worker lingers for it.
 const MOST_ASKED: u32 = 256;
 
-/// What is known of a session's driver, and of which of its queues it has chains to get back.
+/// What is known of a session's driver.
 #[derive(Debug)]
 pub(super) struct Linger {
-    pace: Pace,
+    /// By queue: how soon the driver is back when it has chains of that back. One that sends a request and waits for
+    /// what comes in another queue is back soon after the latter only.
+    paces: Vec<Pace>,
+    /// The queue that it got chains of back last.
+    answered: QueueIndex,
     /// By queue: chains that the worker has.
     held: Vec<i32>,
     /// The queue that was served to its end last.
     latest: QueueIndex,
+    /// Whether the driver has all it gave to that, and nobody else keeps the worker from taking more.
+    rests: bool,
 }
 
 impl Linger {
     /// For a session with so many queues.
     pub(super) fn new(queues: usize) -> Self {
         Self {
-            pace: Pace::default(),
+            paces: (0..queues).map(|_| Pace::default()).collect(),
+            answered: QueueIndex(0),
             held: vec![0; queues],
             latest: QueueIndex(0),
+            rests: false,
         }
     }
 
     /// After the event `io`, which began at `began`: the queue that the session should look at again at once, if there
-    /// is one. The driver has all it gave to that, and nobody else keeps the worker from taking more.
+    /// is one.
     pub(super) fn after(
         &mut self,
         io: &QueueIo<'_>,
@@ -57,15 +65,33 @@ impl Linger {
             }
             if taken > 0 && io.empty().contains(queue) {
                 self.latest = queue;
-                self.pace.came(began);
+                self.pace()?.came(began);
             }
         }
-        let (queue, done) = io.uses().find(|(queue, _)| *queue == self.latest)?;
-        // Found empty, or not looked at because what was asked of it before came to its end only now.
-        let served = io.empty().contains(queue) || done.given > 0 && done.taken <= 0;
-        let held = self.held.get(usize::from(queue.0));
-        let rests = served && held == Some(&0);
-        (rests && self.pace.stays(now())).then_some(queue)
+        let answered = io.uses().filter(|(_, done)| done.given > 0).last();
+        if let Some((queue, _)) = answered {
+            if queue != self.answered {
+                self.pace()?.overtaken();
+            }
+            self.answered = queue;
+            self.pace()?.since = None;
+        }
+        match io.uses().find(|(queue, _)| *queue == self.latest) {
+            Some((queue, done)) => {
+                // Found empty, or not looked at because what was asked of it before came to its end only now.
+                let served = io.empty().contains(queue) || done.given > 0 && done.taken <= 0;
+                self.rests = served && self.held.get(usize::from(queue.0)) == Some(&0);
+            }
+            None => {
+                answered?;
+            }
+        }
+        (self.rests && self.pace()?.stays(now())).then_some(self.latest)
+    }
+
+    /// How soon the driver is back after what it got last.
+    fn pace(&mut self) -> Option<&mut Pace> {
+        self.paces.get_mut(usize::from(self.answered.0))
     }
 }
 
@@ -105,6 +131,13 @@ impl Pace {
         self.soon = self.soon.saturating_add(1);
         if self.lingering {
             self.asked = 1;
+        }
+    }
+
+    /// The driver got something else before it was back: this is not what it goes on from.
+    fn overtaken(&mut self) {
+        if self.since.take().is_some() {
+            self.soon = 0;
         }
     }
 
@@ -210,13 +243,16 @@ mod tests {
         round(&mut linger, &mut now, SOON);
         assert_eq!(round(&mut linger, &mut now, SOON), (true, true));
     }
-    const QUEUE: QueueIndex = QueueIndex(0);
 
-    /// A session of one queue, which a driver fills with a chain at a time.
+    const QUEUE: QueueIndex = QueueIndex(0);
+    const OTHER: QueueIndex = QueueIndex(1);
+
+    /// A session of two queues, which a driver fills with a chain at a time.
     struct Bench {
         memory: GuestMemory,
         driver: Driver,
-        queues: [virtio_queue::Queue; 1],
+        other: Driver,
+        queues: [virtio_queue::Queue; 2],
         linger: Linger,
         now: Instant,
     }
@@ -225,16 +261,19 @@ mod tests {
         fn new() -> Self {
             let memory = memory();
             let driver = Driver::new(&memory, 0x1000, 16);
+            let other = Driver::new(&memory, 0x4000, 16);
             for head in 0..16 {
                 driver.set_descriptor(head, Descriptor::readable(0x8000, 1));
+                other.set_descriptor(head, Descriptor::readable(0x8000, 1));
             }
-            let queues = [driver.queue()];
-            let mut linger = Linger::new(1);
+            let queues = [driver.queue(), other.queue()];
+            let mut linger = Linger::new(2);
             // It was back soon before.
-            linger.pace.soon = 1;
+            linger.paces[0].soon = 1;
             Self {
                 memory,
                 driver,
+                other,
                 queues,
                 linger,
                 now: Instant::now(),
@@ -286,6 +325,29 @@ mod tests {
         assert!(!lingers, "the driver waits for one");
         assert!(!bench.event(|_| ()), "it still does");
         assert!(bench.event(|io| give(io, 2)), "and now it has it");
+    }
+
+    /// As a stream's driver that sends a byte and waits for one to come: there are buffers for that.
+    #[test]
+    fn a_driver_is_waited_for_after_what_it_goes_on_from() {
+        let mut bench = Bench::new();
+        let give_other = |io: &mut QueueIo<'_>| {
+            let head = io.pop(OTHER).unwrap().unwrap().head;
+            io.complete(OTHER, head, 0).unwrap();
+        };
+        for round in 0..10 {
+            bench.driver.publish(round);
+            let lingers = bench.event(|io| {
+                let head = pop(io).unwrap();
+                give(io, head);
+                assert_eq!(pop(io), None);
+            });
+            assert_eq!(lingers, round == 0, "it waits for something else");
+            bench.now += SOON / 2;
+            bench.other.publish(round);
+            assert_eq!(bench.event(give_other), round > 0, "it has that");
+            bench.now += SOON / 2;
+        }
     }
 
     #[test]
