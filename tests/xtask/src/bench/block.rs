@@ -123,8 +123,6 @@ pub fn cases(tools: &Tools) -> Result<Vec<Case>> {
         for pattern in PATTERNS {
             for depth in [DEPTH, 1] {
                 cases.push(case(tools, &file, pattern, way, depth)?);
-                // What was written goes to the disk now, and not during another measurement.
-                fs::File::open(&file)?.sync_all()?;
             }
         }
     }
@@ -215,10 +213,13 @@ fn fio(file: &Path, pattern: Pattern, way: Way, depth: u32) -> Result<f64> {
     rate_of(&String::from_utf8_lossy(&output.stdout), pattern.write)
 }
 
-/// Sees to it that the file is in the page cache, where that is used: a host may take what is cold out of it.
+/// Sees to it that the file is in the page cache, where that is used, as a host may take what is cold out of it; and that
+/// the host does not write during a sample what was written before it.
 fn warm(file: &Path, way: Way) -> Result<()> {
+    let mut file = fs::File::open(file)?;
+    file.sync_all()?;
     if !way.direct {
-        std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
+        std::io::copy(&mut file, &mut std::io::sink())?;
     }
     Ok(())
 }
