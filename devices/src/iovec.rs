@@ -9,6 +9,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use smallvec::SmallVec;
+
 use crate::mem::{GuestMemory, GuestSlice};
 
 /// The most buffers the kernel takes in one call: UIO_MAXIOV.
@@ -83,6 +85,9 @@ impl<'m> IoVec<'m> {
         self.raw.iov_len -= count;
     }
 }
+
+/// A list for one call. Most have one or two.
+pub type IoVecs<'m> = SmallVec<[IoVec<'m>; 2]>;
 
 impl fmt::Debug for IoVec<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,8 +193,8 @@ pub fn skip<'b, 'm>(buffers: &'b mut [IoVec<'m>], mut count: usize) -> &'b mut [
     &mut buffers[done..]
 }
 
-/// Cuts `buffers` off behind their first `count` bytes.
-pub fn truncate(buffers: &mut Vec<IoVec<'_>>, mut count: usize) {
+/// Cuts `buffers` off behind their first `count` bytes; what is left of them.
+pub fn truncate<'b, 'm>(buffers: &'b mut [IoVec<'m>], mut count: usize) -> &'b mut [IoVec<'m>] {
     let mut kept = 0;
     for buffer in buffers.iter_mut() {
         if count == 0 {
@@ -199,7 +204,7 @@ pub fn truncate(buffers: &mut Vec<IoVec<'_>>, mut count: usize) {
         count -= buffer.len();
         kept += 1;
     }
-    buffers.truncate(kept);
+    &mut buffers[..kept]
 }
 
 /// Copies `bytes` into `buffers`, from their byte `offset` on; returns how many there was room for.
@@ -383,11 +388,11 @@ mod tests {
             .collect();
         for count in 0..10 {
             let mut list = whole.clone();
-            truncate(&mut list, count);
-            assert_eq!(total(&list), count.min(8));
+            let list = truncate(&mut list, count);
+            assert_eq!(total(list), count.min(8));
             assert!(list.iter().all(|buffer| !buffer.is_empty()));
             let mut read = [9; 10];
-            let len = gather(&list, 0, &mut read);
+            let len = gather(list, 0, &mut read);
             assert!(
                 read[..len]
                     .iter()

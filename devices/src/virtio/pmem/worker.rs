@@ -199,8 +199,8 @@ fn parse<'m>(chain: &Chain<'m>) -> Result<([u8; 4], Buffers<'m>), DeviceFault> {
         return Err(malformed("no request type"));
     }
     let mut writable: Vec<_> = chain.writable.iter().map(IoVec::new).collect();
-    iovec::truncate(&mut writable, DONE.len());
-    if iovec::total(&writable) < DONE.len() {
+    let writable = iovec::truncate(&mut writable, DONE.len());
+    if iovec::total(writable) < DONE.len() {
         return Err(malformed("no room for an answer"));
     }
     Ok((kind, writable.iter().map(IoVec::slice).collect()))

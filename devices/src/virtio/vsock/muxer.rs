@@ -92,9 +92,9 @@ impl Muxer {
     }
 
     /// The guest sent the packet in `buffers`.
-    pub(super) fn hear(&mut self, mut buffers: Vec<IoVec<'_>>) -> io::Result<()> {
+    pub(super) fn hear(&mut self, buffers: &mut [IoVec<'_>]) -> io::Result<()> {
         let mut bytes = [0; HEADER];
-        let is_whole = iovec::gather(&buffers, 0, &mut bytes) == HEADER;
+        let is_whole = iovec::gather(buffers, 0, &mut bytes) == HEADER;
         let header = Header::from(bytes);
         // An answer to what claims to be from elsewhere would reach nobody.
         if !is_whole || header.src_cid != self.guest_cid {
@@ -102,8 +102,8 @@ impl Muxer {
             return Ok(());
         }
         let len = usize::try_from(header.len).unwrap_or(usize::MAX);
-        iovec::truncate(&mut buffers, HEADER.saturating_add(len));
-        let data = &*iovec::skip(&mut buffers, HEADER);
+        let buffers = iovec::truncate(buffers, HEADER.saturating_add(len));
+        let data = &*iovec::skip(buffers, HEADER);
         let is_ours = header.dst_cid == HOST_CID && header.kind == STREAM;
         let is_whole = iovec::total(data) == len;
         let op = Op::of(header.op).filter(|_| is_whole);

@@ -112,22 +112,18 @@ impl Header {
 
     /// As it goes into a packet.
     pub(crate) fn to_bytes(self) -> [u8; HEADER] {
-        let fields: [&[u8]; 10] = [
-            &self.src_cid.to_le_bytes(),
-            &self.dst_cid.to_le_bytes(),
-            &self.src_port.to_le_bytes(),
-            &self.dst_port.to_le_bytes(),
-            &self.len.to_le_bytes(),
-            &self.kind.to_le_bytes(),
-            &self.op.to_le_bytes(),
-            &self.flags.to_le_bytes(),
-            &self.buf_alloc.to_le_bytes(),
-            &self.fwd_cnt.to_le_bytes(),
-        ];
         let mut bytes = [0; HEADER];
-        for (to, from) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
+        let rest = &mut &mut bytes[..];
+        put(rest, self.src_cid.to_le_bytes());
+        put(rest, self.dst_cid.to_le_bytes());
+        put(rest, self.src_port.to_le_bytes());
+        put(rest, self.dst_port.to_le_bytes());
+        put(rest, self.len.to_le_bytes());
+        put(rest, self.kind.to_le_bytes());
+        put(rest, self.op.to_le_bytes());
+        put(rest, self.flags.to_le_bytes());
+        put(rest, self.buf_alloc.to_le_bytes());
+        put(rest, self.fwd_cnt.to_le_bytes());
         bytes
     }
 }
@@ -147,6 +143,14 @@ impl From<[u8; HEADER]> for Header {
             buf_alloc: u32::from_le_bytes(next(rest)),
             fwd_cnt: u32::from_le_bytes(next(rest)),
         }
+    }
+}
+
+/// Writes the next field of a header.
+fn put<const N: usize>(rest: &mut &mut [u8], field: [u8; N]) {
+    if let Some((place, tail)) = std::mem::take(rest).split_first_chunk_mut() {
+        *place = field;
+        *rest = tail;
     }
 }
 

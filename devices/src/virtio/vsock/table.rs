@@ -75,8 +75,8 @@ impl Table {
         watch: &mut Watch,
     ) -> io::Result<()> {
         self.by_ports.insert(connection.ports, number);
-        self.connections.insert(number, connection);
-        self.settle(number, watch)
+        let connection = self.connections.entry(number).or_insert(connection);
+        settle(connection, number, &mut self.line, watch)
     }
 
     /// Does something to a connection, if it still exists, and draws the conclusions.
@@ -93,23 +93,22 @@ impl Table {
             return Ok(());
         };
         let fate = change(connection);
-        if matches!(fate, Fate::Reset | Fate::Detach) {
+        if fate == Fate::Lives {
+            return settle(connection, number, &mut self.line, watch);
+        }
+        if fate != Fate::Gone {
             let rst = connection.rst(self.guest_cid);
             self.refuse(rst);
         }
-        match fate {
-            Fate::Lives => self.settle(number, watch),
-            Fate::Reset | Fate::Gone => {
-                self.forget(number);
+        self.forget(number);
+        match self.connections.get_mut(&number) {
+            Some(connection) if fate == Fate::Detach => {
+                connection.detach();
+                settle(connection, number, &mut self.line, watch)
+            }
+            _ => {
                 self.connections.remove(&number);
                 Ok(())
-            }
-            Fate::Detach => {
-                self.forget(number);
-                if let Some(connection) = self.connections.get_mut(&number) {
-                    connection.detach();
-                }
-                self.settle(number, watch)
             }
         }
     }
@@ -126,29 +125,6 @@ impl Table {
         if self.by_ports.get(&ports) == Some(&number) {
             self.by_ports.remove(&ports);
         }
-    }
-
-    /// Brings what is known of a connection outside of it in line with it.
-    fn settle(&mut self, number: u64, watch: &mut Watch) -> io::Result<()> {
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return Ok(());
-        };
-        let wants_room = connection.wants_room();
-        if wants_room != connection.watched_for_room {
-            watch.set_room(number, &connection.stream, wants_room)?;
-            connection.watched_for_room = wants_room;
-        }
-        if connection.deadline.is_none()
-            && let Some(limit) = connection.limit()
-        {
-            connection.deadline = Instant::now().checked_add(limit);
-            watch.tick_soon()?;
-        }
-        if !connection.in_line && connection.has_packet() {
-            connection.in_line = true;
-            self.line.push_back(number);
-        }
-        Ok(())
     }
 
     /// Ends what has lasted too long; whether there are deadlines left.
@@ -193,13 +169,38 @@ impl Table {
                 iovec::scatter(buffers, 0, &header.to_bytes());
             }
             // Behind the others, if it has more.
-            self.settle(number, watch)?;
+            settle(connection, number, &mut self.line, watch)?;
             if let Some(packet) = packet {
                 return Ok(Some(HEADER_LEN.saturating_add(packet.len)));
             }
         }
         Ok(None)
     }
+}
+
+/// Brings what is known of a connection outside of it in line with it.
+fn settle(
+    connection: &mut Connection,
+    number: u64,
+    line: &mut VecDeque<u64>,
+    watch: &mut Watch,
+) -> io::Result<()> {
+    let wants_room = connection.wants_room();
+    if wants_room != connection.watched_for_room {
+        watch.set_room(number, &connection.stream, wants_room)?;
+        connection.watched_for_room = wants_room;
+    }
+    if connection.deadline.is_none()
+        && let Some(limit) = connection.limit()
+    {
+        connection.deadline = Instant::now().checked_add(limit);
+        watch.tick_soon()?;
+    }
+    if !connection.in_line && connection.has_packet() {
+        connection.in_line = true;
+        line.push_back(number);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

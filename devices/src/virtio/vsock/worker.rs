@@ -13,7 +13,7 @@ use super::muxer::Muxer;
 use super::packet::HEADER;
 use super::{RX, TX};
 use crate::io::QueueIo;
-use crate::iovec::{self, IoVec};
+use crate::iovec::{self, IoVec, IoVecs};
 use crate::virtio::{DeviceFault, QueueIndex, QueueWorker, Source, Wake};
 
 /// The worker.
@@ -40,8 +40,8 @@ impl Worker {
                     self.unheard = false;
                     break;
                 };
-                let buffers = chain.readable.iter().map(IoVec::new).collect();
-                self.muxer.hear(buffers).map_err(fault)?;
+                let mut buffers: IoVecs<'_> = chain.readable.iter().map(IoVec::new).collect();
+                self.muxer.hear(&mut buffers).map_err(fault)?;
                 io.complete(TX, chain.head, 0)?;
             }
             self.fill(io)?;
@@ -57,7 +57,7 @@ impl Worker {
             let Some(chain) = io.pop(RX)? else {
                 break;
             };
-            let buffers: Vec<_> = chain.writable.iter().map(IoVec::new).collect();
+            let buffers: IoVecs<'_> = chain.writable.iter().map(IoVec::new).collect();
             if iovec::total(&buffers) <= HEADER {
                 // No driver gives so little; it gets it back unused.
                 io.complete(RX, chain.head, 0)?;

@@ -1,7 +1,7 @@
 //! What a connection has for the guest: the answers and news that are due, and the host's data.
 
 use super::{Connection, Owed, Phase};
-use crate::iovec::{self, IoVec};
+use crate::iovec::{self, IoVec, IoVecs};
 use crate::virtio::vsock::packet::{Done, HEADER, HOST_CID, Header, Op, STREAM};
 use crate::virtio::vsock::stream::{self, Found};
 
@@ -75,9 +75,9 @@ impl Connection {
                 return None;
             }
             let limit = usize::try_from(free).unwrap_or(usize::MAX);
-            let mut room = buffers.to_vec();
-            iovec::truncate(&mut room, HEADER.saturating_add(limit));
-            let found = stream::receive(&self.stream, iovec::skip(&mut room, HEADER));
+            let mut room = IoVecs::from_slice(buffers);
+            let room = iovec::truncate(&mut room, HEADER.saturating_add(limit));
+            let found = stream::receive(&self.stream, iovec::skip(room, HEADER));
             self.readable = match found {
                 Ok(Found::Some(_)) => true,
                 Ok(Found::Last(_)) => self.end_announced,
