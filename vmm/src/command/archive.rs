@@ -38,7 +38,7 @@ impl Archive {
     fn entry(&mut self, path: &str, kind: ModeFileType, mode: u32, contents: &[u8]) {
         self.entries += 1;
         let len = u32::try_from(contents.len())
-            .expect("modules of 4 GiB are refused, and nothing else is as large");
+            .expect("modules of 4 GiB are refused, and so are commands of 6 MiB");
         let mut writer = Builder::new(path)
             .ino(self.entries)
             .nlink(1)

@@ -35,6 +35,10 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
+/// What words and environment may have together, a NUL at the end of each (execve(2), "Limits on size of arguments
+/// and environment").
+const MAX_LEN: usize = 6 << 20;
+
 /// Why a command cannot be one.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -45,6 +49,11 @@ pub enum CommandError {
     /// A NUL in a word.
     #[error("the command's words, environment and working directory cannot contain a NUL")]
     Nul,
+    /// More than any process can be given.
+    #[error(
+        "the command's words and environment have {0} bytes, and Linux gives a process at most 6M; put them into a file that the command reads"
+    )]
+    TooLong(usize),
     /// An environment variable without a name or a value.
     #[error("--env {0}: write NAME=VALUE, or NAME to pass on a variable that is set")]
     Variable(String),
@@ -78,6 +87,11 @@ impl CommandConfig {
         {
             return Err(CommandError::Nul);
         }
+        let texts = self.words.iter().chain(&self.env);
+        let len = texts.map(|text| text.len() + 1).sum();
+        if len > MAX_LEN {
+            return Err(CommandError::TooLong(len));
+        }
         let named = |variable: &&String| variable.find('=').is_some_and(|at| at > 0);
         if let Some(variable) = self.env.iter().find(|variable| !named(variable)) {
             return Err(CommandError::Variable(variable.clone()));
@@ -107,6 +121,8 @@ mod tests {
         assert_eq!(refused(|c| c.words[0].clear()), CommandError::Empty);
         assert_eq!(refused(|c| c.words[1].push('\0')), CommandError::Nul);
         assert_eq!(refused(|c| c.env[0].push('\0')), CommandError::Nul);
+        let long = |c: &mut CommandConfig| c.words[1] = "x".repeat(MAX_LEN);
+        assert!(matches!(refused(long), CommandError::TooLong(len) if len > MAX_LEN));
         for bad in ["A", "=b", ""] {
             let mut command = CommandConfig::new(["make"]);
             command.env.push(bad.to_owned());
