@@ -89,6 +89,12 @@ impl Linger {
         (self.rests && self.pace()?.stays(now())).then_some(self.latest)
     }
 
+    /// A queue that the driver will fill before an event is over that gives it what it waits for.
+    pub(super) fn expected(&self) -> Option<QueueIndex> {
+        let soon = self.paces.iter().any(Pace::is_soon);
+        (self.rests && soon).then_some(self.latest)
+    }
+
     /// How soon the driver is back after what it got last.
     fn pace(&mut self) -> Option<&mut Pace> {
         self.paces.get_mut(usize::from(self.answered.0))
@@ -149,8 +155,13 @@ impl Pace {
             self.soon = 0;
             self.asked = (2 * self.asked).min(MOST_ASKED);
         }
-        self.lingering = in_time && self.soon >= self.asked;
+        self.lingering = in_time && self.is_soon();
         self.lingering
+    }
+
+    /// Whether it is worth waiting for the driver.
+    fn is_soon(&self) -> bool {
+        self.soon >= self.asked
     }
 }
 
@@ -344,6 +355,7 @@ mod tests {
             });
             assert_eq!(lingers, round == 0, "it waits for something else");
             bench.now += SOON / 2;
+            assert_eq!(bench.linger.expected(), Some(QUEUE), "once it has that");
             bench.other.publish(round);
             assert_eq!(bench.event(give_other), round > 0, "it has that");
             bench.now += SOON / 2;

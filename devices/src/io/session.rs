@@ -93,9 +93,10 @@ impl Session {
     }
 
     /// Runs the worker on one event, then tells the driver of what was completed and sees to it that the
-    /// worker is called again when there is more to do.
+    /// worker is called again when there is more to do. The driver does not kick for `hushed` at the moment.
     fn run(
         &mut self,
+        hushed: Option<QueueIndex>,
         step: impl FnOnce(&mut dyn QueueWorker, &mut QueueIo<'_>) -> Result<(), DeviceFault>,
     ) -> Result<(), DeviceFault> {
         let Some(worker) = &mut self.worker else {
@@ -115,7 +116,7 @@ impl Session {
         for (index, queue) in (0u16..).map(QueueIndex).zip(self.queues.iter_mut()) {
             // The driver may have filled a queue between its being found empty and this.
             let again = cut_short.contains(index)
-                || empty.contains(index)
+                || (empty.contains(index) || hushed == Some(index))
                     && queue
                         .enable_notification(&self.memory)
                         .map_err(ring_fault(index))?;
@@ -160,12 +161,25 @@ impl Session {
         queue
             .disable_notification(&self.memory)
             .map_err(ring_fault(index))?;
-        self.run(|worker, io| worker.on_kick(index, io))
+        self.run(None, |worker, io| worker.on_kick(index, io))
+    }
+
+    /// Something happened to a source.
+    fn roused(&mut self, source: u32) -> Result<(), DeviceFault> {
+        // A driver that answers what comes for it is done before this is: it need not kick.
+        let expected = self.linger.expected();
+        let queue = expected.and_then(|index| self.queues.get_mut(usize::from(index.0)));
+        let mut hushed = None;
+        if let (Some(index), Some(queue)) = (expected, queue.filter(|queue| queue.ready())) {
+            used::hush(queue, &self.memory).map_err(ring_fault(index))?;
+            hushed = Some(index);
+        }
+        self.run(hushed, |worker, io| worker.on_source(source, io))
     }
 
     fn dispatch(&mut self, token: u32) -> Result<(), DeviceFault> {
         match token.checked_sub(FIRST_SOURCE) {
-            Some(source) => self.run(|worker, io| worker.on_source(source, io)),
+            Some(source) => self.roused(source),
             None => {
                 let at = usize::try_from(token).unwrap_or(usize::MAX);
                 let (Some(kick), Ok(index)) = (self.kicks.get(at), u16::try_from(token)) else {
@@ -229,7 +243,7 @@ impl MutEventSubscriber for Session {
 impl Drop for Session {
     /// Nothing of a device touches guest memory after its reset.
     fn drop(&mut self) {
-        if let Err(fault) = self.run(|worker, io| worker.drain(io)) {
+        if let Err(fault) = self.run(None, |worker, io| worker.drain(io)) {
             log::debug!("virtio device drained with a fault: {fault}");
         }
     }

@@ -1,8 +1,8 @@
 //! Queues as a worker sees them: shares of an event, chains put back, queues found empty.
 
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 
-use super::{QueueIo, QueueSet};
+use super::{QueueIo, QueueSet, used};
 use crate::mem::GuestMemory;
 use crate::virtio::testing::{Descriptor, Driver, memory};
 use crate::virtio::{Features, QueueIndex};
@@ -87,6 +87,36 @@ fn an_event_moves_its_share_and_no_more() {
     assert_eq!(event(u64::from(15 * MIB)), (7, true));
     assert_eq!(event(0), (13, true));
     assert_eq!(event(0), (16, false), "the rest");
+}
+
+/// §2.7.10: what a driver looks at before it kicks.
+#[test]
+fn a_driver_that_is_hushed_does_not_kick_until_it_is_to_again() {
+    let memory = memory();
+    for event_idx in [false, true] {
+        let (driver, mut queues) = full(&memory);
+        let [queue] = &mut queues;
+        queue.set_event_idx(event_idx);
+        queue.set_next_avail(SIZE);
+        let field = |offset: u64| {
+            let bytes = driver.read(driver.used_ring() + offset, 2);
+            u16::from_le_bytes([bytes[0], bytes[1]])
+        };
+        // For so many further chains.
+        let kicks = |count: u16| match event_idx {
+            false => field(0) & 1 == 0,
+            true => {
+                let event = field(4 + 8 * u64::from(SIZE));
+                (SIZE + count).wrapping_sub(event).wrapping_sub(1) < count
+            }
+        };
+        queue.enable_notification(&memory).unwrap();
+        assert!((1..=SIZE).all(kicks));
+        used::hush(queue, &memory).unwrap();
+        assert!(!(1..=SIZE).any(kicks));
+        queue.enable_notification(&memory).unwrap();
+        assert!((1..=SIZE).all(kicks));
+    }
 }
 
 #[test]

@@ -52,6 +52,19 @@ pub(super) fn publish(queue: &Queue, ring: &Stretch<'_>) -> Result<(), Error> {
         .map_err(Error::GuestMemory)
 }
 
+/// Asks the driver not to kick for what it makes available, until notifications are enabled again: §2.7.10.
+pub(super) fn hush(queue: &mut Queue, memory: &GuestMemory) -> Result<(), Error> {
+    if !queue.event_idx_enabled() {
+        return queue.disable_notification(memory);
+    }
+    // Its index passes the one it is to kick at, which `disable_notification` leaves where it is.
+    let passed = queue.next_avail().wrapping_sub(1);
+    let event = 4 + 8 * usize::from(queue.size());
+    used_ring(memory, queue)
+        .store(passed.to_le(), event, Ordering::Relaxed)
+        .map_err(Error::GuestMemory)
+}
+
 /// Whether the driver wants an interrupt for what was published since the index was `before`: §2.7.7.2.
 pub(super) fn wants_interrupt(
     queue: &Queue,
