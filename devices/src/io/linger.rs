@@ -4,7 +4,9 @@
 //! longer than that: the guest exits, and a thread that sleeps is woken. So the session of such a driver stays up a
 //! little, coming again for the queue, which lets the other tasks of its thread have their turn each time. It does so
 //! only where the driver was back in that time before, and where that was to no avail, not before it has been back a
-//! number of times: a driver that takes its time, or cannot run while somebody looks, costs next to nothing.
+//! number of times: a driver that takes its time, or cannot run while somebody looks, costs next to nothing. What a
+//! driver is back for may have come in another queue than the one it fills then, as an answer to what it sent: each queue
+//! has a pace of its own.
 //!
 //! ```text
 //!           back soon, often enough                  nothing for a window: more is asked for the next time
@@ -89,7 +91,7 @@ impl Linger {
         (self.rests && self.pace()?.stays(now())).then_some(self.latest)
     }
 
-    /// A queue that the driver will fill before an event is over that gives it what it waits for.
+    /// A queue that the driver is likely to fill before an event is over that gives it what it waits for.
     pub(super) fn expected(&self) -> Option<QueueIndex> {
         let soon = self.paces.iter().any(Pace::is_soon);
         (self.rests && soon).then_some(self.latest)

@@ -140,8 +140,9 @@ fn parts_of_one_block_written_at_once_all_arrive() {
 fn begins_early(file: DiskFile, limit: Duration) -> bool {
     let store = Raw::of(vec![file], Layout::Linear, false);
     let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), Engine::IoUring));
-    let mut lane = Bench::new(&disk).lane;
+    // Gone after the lane, which waits for what the kernel has.
     let mut memory = Sectors([[0xee; 512]; 8]);
+    let mut lane = Bench::new(&disk).lane;
     let (buffers, _) = memory.0.split_at_mut(4);
     let buffers: Vec<_> = buffers
         .iter_mut()

@@ -118,6 +118,9 @@ impl Ring {
 
     /// Keeps a part for the next [`start`](Self::start).
     pub(super) fn queue(&mut self, part: Part) {
+        if self.broken {
+            return self.ended.push((part.tag, Err(broken())));
+        }
         let number = self.free.pop().unwrap_or_else(|| {
             self.parts.push(None);
             self.parts.len() - 1
@@ -205,7 +208,7 @@ impl Ring {
         self.queue.clear();
         self.in_ring = 0;
         for number in 0..self.parts.len() {
-            self.end(number, Err(io::Error::other("io_uring failed")));
+            self.end(number, Err(broken()));
         }
     }
 
@@ -252,6 +255,11 @@ impl Ring {
             self.ended.push((part.tag, result));
         }
     }
+}
+
+/// What becomes of all parts of a ring that cannot be used any more.
+fn broken() -> io::Error {
+    io::Error::other("io_uring failed")
 }
 
 impl Part {
@@ -303,5 +311,38 @@ impl fmt::Debug for Ring {
             .field("in_ring", &self.in_ring)
             .field("broken", &self.broken)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It may break between two parts of one operation.
+    #[test]
+    fn what_comes_to_a_broken_ring_ends_in_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        let mut ring = match Ring::new(2, &[file.as_raw_fd()]) {
+            Ok(ring) => ring,
+            Err(error) => {
+                return eprintln!("skipped: io_uring, which this host does not have: {error}");
+            }
+        };
+        let part = |tag| Part {
+            tag: Tag(tag),
+            kind: Kind::Sync,
+            file: 0,
+            offset: 0,
+            buffers: Buffers::default(),
+        };
+        ring.queue(part(0));
+        ring.give_up(&ErrorKind::InvalidInput.into());
+        ring.queue(part(1));
+        ring.start();
+        let ended = ring.ended(true);
+        let tags: Vec<_> = ended.iter().map(|(tag, _)| tag.0).collect();
+        assert_eq!(tags, [0, 1]);
+        assert!(ended.iter().all(|(_, result)| result.is_err()));
+        assert!(ring.ended(true).is_empty());
     }
 }
