@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::panic;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
@@ -94,12 +95,7 @@ impl RawTerminal {
 
     /// Takes the terminal again after the process was stopped, where it has it.
     pub fn resume(&self) {
-        if let Some(mode) = &*saved()
-            && mode.in_foreground()
-            && let Err(error) = mode.make_raw()
-        {
-            log::warn!("the terminal cannot be made raw again: {error}");
-        }
+        take_again(&saved());
     }
 }
 
@@ -137,15 +133,33 @@ fn saved_without_waiting() -> Option<Saved> {
     }
 }
 
+/// Has a panic reported to a terminal as it was. It stays so where this thread panics, which ends mvm; a panic of another
+/// may be caught, or ends the VM in order.
 fn restore_on_panic() {
     let report = panic::take_hook();
+    let keeper = thread::current().id();
     panic::set_hook(Box::new(move |panic| {
         // The panicking thread may hold the lock.
-        if let Some(saved) = saved_without_waiting() {
-            restore(&saved);
+        let saved = saved_without_waiting();
+        if let Some(saved) = &saved {
+            restore(saved);
         }
         report(panic);
+        if let Some(saved) = &saved
+            && thread::current().id() != keeper
+        {
+            take_again(saved);
+        }
     }));
+}
+
+fn take_again(saved: &Option<RawMode<BorrowedFd<'static>>>) {
+    if let Some(mode) = saved
+        && mode.in_foreground()
+        && let Err(error) = mode.make_raw()
+    {
+        log::warn!("the terminal cannot be made raw again: {error}");
+    }
 }
 
 /// Writes lines for the user to standard error, each with `mvm: ` before it, in one piece.
@@ -241,8 +255,14 @@ mod tests {
         let terminal = RawTerminal::enter().unwrap().expect("a terminal");
         // Only the hook is left to give it back.
         std::mem::forget(terminal);
-        let modes = tcgetattr(io::stdin()).unwrap();
-        assert!(!modes.local_modes.contains(LocalModes::ICANON), "cooked");
+        let is_cooked = || {
+            let modes = tcgetattr(io::stdin()).unwrap();
+            modes.local_modes.contains(LocalModes::ICANON)
+        };
+        assert!(!is_cooked());
+        let other = thread::spawn(|| panic!("on another thread"));
+        assert!(other.join().is_err());
+        assert!(!is_cooked(), "the guest has it still");
         panic!("with the terminal raw");
     }
 
