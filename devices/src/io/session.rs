@@ -19,6 +19,9 @@ use crate::virtio::{
     DeviceFault, Features, QueueIndex, QueueWorker, Source, VirtioInterrupt, Wake,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Event tokens below this are kicks of the queue with that number, those from here on are sources.
 const FIRST_SOURCE: u32 = 1 << 16;
 
