@@ -78,16 +78,14 @@ impl Linger {
             self.answered = queue;
             self.pace()?.since = None;
         }
-        match io.uses().find(|(queue, _)| *queue == self.latest) {
-            Some((queue, done)) => {
-                // Found empty, or not looked at because what was asked of it before came to its end only now.
-                let served = io.empty().contains(queue) || done.given > 0 && done.taken <= 0;
-                self.rests = served && self.held.get(usize::from(queue.0)) == Some(&0);
-            }
-            None => {
-                answered?;
-            }
+        let latest = io.uses().find(|(queue, _)| *queue == self.latest);
+        if let Some((queue, done)) = latest {
+            // Found empty, or not looked at because what was asked of it before came to its end only now.
+            let served = io.empty().contains(queue) || done.given > 0 && done.taken <= 0;
+            self.rests = served && self.held.get(usize::from(queue.0)) == Some(&0);
         }
+        // An event that did nothing for the driver is no reason to wait for it.
+        latest.or(answered)?;
         (self.rests && self.pace()?.stays(now())).then_some(self.latest)
     }
 

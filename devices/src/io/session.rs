@@ -170,12 +170,11 @@ impl Session {
     /// Something happened to a source.
     fn roused(&mut self, source: u32) -> Result<(), DeviceFault> {
         // A driver that answers what comes for it is done before this is: it need not kick.
-        let expected = self.linger.expected();
-        let queue = expected.and_then(|index| self.queues.get_mut(usize::from(index.0)));
-        let mut hushed = None;
-        if let (Some(index), Some(queue)) = (expected, queue.filter(|queue| queue.ready())) {
+        let hushed = self.linger.expected();
+        if let Some(index) = hushed
+            && let Some(queue) = self.queues.get_mut(usize::from(index.0))
+        {
             used::hush(queue, &self.memory).map_err(ring_fault(index))?;
-            hushed = Some(index);
         }
         self.run(hushed, |worker, io| worker.on_source(source, io))
     }

@@ -51,7 +51,8 @@ pub enum CommandError {
     Nul,
     /// More than any process can be given.
     #[error(
-        "the command's words and environment have {0} bytes, and Linux gives a process at most 6M; put them into a file that the command reads"
+        "the command's words and environment have {0} bytes, and Linux gives a process at most {mib}M; put them into a file that the command reads",
+        mib = MAX_LEN >> 20
     )]
     TooLong(usize),
     /// An environment variable without a name or a value.

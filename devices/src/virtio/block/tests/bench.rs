@@ -49,6 +49,17 @@ impl Bench {
         }
     }
 
+    /// Starts what was submitted, and waits until so many operations have ended, all of them well.
+    pub(in crate::virtio::block) fn finish(&mut self, mut pending: usize) {
+        self.lane.start();
+        while pending > 0 {
+            for (_, result) in self.lane.completed(true) {
+                result.unwrap();
+                pending -= 1;
+            }
+        }
+    }
+
     /// Reads into buffers of these lengths.
     pub(in crate::virtio::block) fn read(
         &mut self,

@@ -99,8 +99,8 @@ fn parts_of_one_block_written_at_once_all_arrive() {
         );
         let mut bench = Bench::new(&disk);
         let mut memory = Sectors([[0; 512]; 8]);
-        let mut pending = 0;
         for round in 0..10u8 {
+            let mut pending = 0;
             for (tag, bytes) in (0u8..).zip(&mut memory.0) {
                 bytes.fill(round * 8 + tag);
                 let whole = tag == 7;
@@ -121,13 +121,7 @@ fn parts_of_one_block_written_at_once_all_arrive() {
                     Progress::Pending => pending += 1,
                 }
             }
-            bench.lane.start();
-            while pending > 0 {
-                for (_, result) in bench.lane.completed(true) {
-                    result.unwrap();
-                    pending -= 1;
-                }
-            }
+            bench.finish(pending);
             let mut expected: Vec<u8> = (0..7).flat_map(|tag| [round * 8 + tag; 512]).collect();
             expected.extend([0; 512]);
             expected.extend([round * 8 + 7; 4096]);
@@ -142,7 +136,7 @@ fn begins_early(file: DiskFile, limit: Duration) -> bool {
     let disk: Arc<dyn Disk> = Arc::new(StoredDisk::new(Arc::new(store), Engine::IoUring));
     // Gone after the lane, which waits for what the kernel has.
     let mut memory = Sectors([[0xee; 512]; 8]);
-    let mut lane = Bench::new(&disk).lane;
+    let mut bench = Bench::new(&disk);
     let (buffers, _) = memory.0.split_at_mut(4);
     let buffers: Vec<_> = buffers
         .iter_mut()
@@ -153,7 +147,7 @@ fn begins_early(file: DiskFile, limit: Duration) -> bool {
             offset: u64::from(tag) * SECTOR,
             buffers: std::slice::from_ref(buffer),
         };
-        assert!(matches!(lane.submit(Tag(tag), op), Progress::Pending));
+        assert!(matches!(bench.lane.submit(Tag(tag), op), Progress::Pending));
     }
     let arrived = || buffers[0].read_obj::<u8>(0).unwrap() == 0;
     let asked = Instant::now();
@@ -161,14 +155,7 @@ fn begins_early(file: DiskFile, limit: Duration) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     let early = arrived();
-    lane.start();
-    let mut ended = 0;
-    while ended < buffers.len() {
-        for (_, result) in lane.completed(true) {
-            result.unwrap();
-            ended += 1;
-        }
-    }
+    bench.finish(buffers.len());
     assert!(arrived());
     early
 }
